@@ -101,7 +101,6 @@ REDIS_RECONNECTS: Final = _counter("redis_reconnects", "Times Redis was lost and
 SLOT_LENGTH: Final = len(METRICS)
 
 
-
 class Counters:
     """Hold the slots of all workers in a mapping that children inherit by fork.
 

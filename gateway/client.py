@@ -1,0 +1,544 @@
+"""Join one client's socket to its session: bytes in, bytes out.
+
+The story of a packet: `data_received` takes the one whole frame that it nearly always is, or lets
+a `FrameReader` find out what it is; the session posts the message to the API; the API's reply comes
+back through `on_reply` and is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from . import counters as c
+from . import outcomes
+from .envelope import DESCRIBE, PUSH
+from .errors import ApiError, HandshakeError
+from .frames import (
+    PING_FRAME,
+    TEXT,
+    Answer,
+    Closed,
+    FrameReader,
+    Message,
+    decode_whole,
+    is_utf8,
+)
+from .handshake import Handshake, HandshakePolicy, RequestHead, error_response, refusal
+from .http_wire import ReplyReader, RequestEncoder
+from .ask import Ask
+from .registry import Registry
+from .session import (
+    ABNORMAL,
+    ASKING,
+    CLAIMING,
+    CLOSING,
+    HANDSHAKE,
+    NO_CLOSE_FRAME,
+    OPEN,
+    Session,
+)
+from .sweeper import Sweeper
+from .upstream import CONNECT, DISCONNECT, MESSAGE, Exchange, Upstream
+
+_MAX_EARLY_BYTES: Final = 65_536
+_MAX_HELD_ASKS: Final = 64
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Hub:
+    """Hold what all clients of a worker share."""
+
+    slot: memoryview
+    sweeper: Sweeper
+    upstream: Upstream
+    registry: Registry
+    encoder: RequestEncoder
+    policy: HandshakePolicy
+    push_url: bytes
+    worker: str
+    max_in_flight: int
+    max_queue: int
+    max_message_size: int
+    ping_interval_s: float
+    """0 when pings are off."""
+    ping_timeout_s: float
+    handshake_timeout_s: float
+    reroute: Callable[[Ask], None]
+    """Route an ask again that was held for a client whose connect came to nothing."""
+    serve_http: Callable[[asyncio.Transport, bytes], None] | None
+    """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
+    log_connections: bool
+    draining: bool = False
+    clients: dict[bytes, Client] = field(default_factory=dict)
+    """Open clients by id."""
+    connecting: dict[bytes, Client] = field(default_factory=dict)
+    """Clients whose connect is being decided, the newest of each id."""
+    live: set[Client] = field(default_factory=set)
+    """Every session from the API's first request to its last."""
+    last_generation: int = 0
+
+    def next_generation(self) -> int:
+        """Return a birth time in µs that no other connection of this worker has."""
+        self.last_generation = max(self.last_generation + 1, time.time_ns() // 1000)
+        return self.last_generation
+
+
+class _Opening:
+    """Hold what a connection needs until it is open, and no longer."""
+
+    __slots__ = ("early", "handshake", "head", "held", "raw", "response")
+
+    def __init__(self, keep_raw: bool) -> None:
+        self.head: RequestHead | None = RequestHead()
+        self.handshake: Handshake | None = None
+        self.raw = bytearray() if keep_raw else None
+        """All bytes so far, in case that they turn out to be for the push port."""
+        self.early = bytearray()
+        """Frames that the client sent before it had the 101."""
+        self.held: list[Ask] | None = None
+        """Asks that wait for the end of the upgrade."""
+        self.response = b""
+
+
+class Client(Session, asyncio.Protocol):
+    """Be the asyncio side of one connection on the client port.
+
+    Args:
+        hub: what the worker's clients share.
+    """
+
+    # No __dict__: there is one of these per connection, and memory per connection is what limits
+    # how many a machine can hold.
+    __slots__ = (
+        "__weakref__",
+        "_close_by",
+        "_heard_at",
+        "_hub",
+        "_opening",
+        "_pinged",
+        "_reader",
+        "_transport",
+        "subprotocol",
+    )
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self._hub = hub
+        # None before connection_made and after connection_lost.
+        self._transport: asyncio.Transport | None = None
+        # None once the connection is open or refused.
+        self._opening: _Opening | None = _Opening(hub.serve_http is not None)
+        # None while the stream is at a message boundary, as it is nearly always.
+        self._reader: FrameReader | None = None
+        self._heard_at = hub.sweeper.now
+        self._pinged = False
+        # Time at which the socket is dropped, 0.0 while there is none.
+        self._close_by = 0.0
+        self.subprotocol = b""
+
+    # The socket.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Give the client its time for the handshake."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        hub = self._hub
+        self._close_by = hub.sweeper.now + hub.handshake_timeout_s
+        hub.sweeper.schedule(self, hub.handshake_timeout_s)
+        if hub.draining:
+            self._refuse(503, "the gateway is shutting down")
+
+    def data_received(self, data: bytes) -> None:
+        """Read frames, or what comes before them."""
+        self._heard_at = self._hub.sweeper.now
+        if self.state == OPEN:
+            if self._reader is None and self._reading:
+                payload = decode_whole(data)
+                if payload is not None and len(payload) <= self._hub.max_message_size:
+                    if data[0] == TEXT and not is_utf8(payload):
+                        self._read_frames(data)  # it knows how to refuse
+                        return
+                    self.on_message(data[0], payload)
+                    return
+            self._read_frames(data)
+        elif self.state == HANDSHAKE:
+            self._read_head(data)
+        elif self.state == CLOSING:
+            if self._reader is not None:
+                self._read_frames(data)
+        elif self._opening is not None:
+            self._opening.early += data
+            if len(self._opening.early) > _MAX_EARLY_BYTES and self._transport is not None:
+                self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Close our side, too; what is still to be written is written first."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the session, after what the client had sent before."""
+        self._transport = None
+        reader = self._reader
+        if self.state == OPEN and reader is not None:
+            while self.state == OPEN and (event := reader.next_event()) is not None:
+                if isinstance(event, Message):
+                    self.on_message(event.first_byte, event.payload)
+                elif isinstance(event, Closed):
+                    self.end(event.code, event.reason)
+        self._reader = None
+        self.end(ABNORMAL, NO_CLOSE_FRAME)
+
+    def pause_writing(self) -> None:
+        """Note that the client does not read."""
+        self.on_writable(False)
+
+    def resume_writing(self) -> None:
+        """Note that the client reads again."""
+        self.on_writable(True)
+
+    # Reading.
+
+    def _read_frames(self, data: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = FrameReader(self._hub.max_message_size)
+        reader.feed(data)
+        self._take_events(reader)
+
+    def _take_events(self, reader: FrameReader) -> None:
+        """Act on what the reader finds, as long as the session has room for it."""
+        while self._reading and (event := reader.next_event()) is not None:
+            if isinstance(event, Message):
+                if self.state == OPEN:
+                    self.on_message(event.first_byte, event.payload)
+            elif isinstance(event, Answer):
+                self._write(event.wire)
+            elif isinstance(event, Closed):
+                self._on_closed(event)
+                return
+        if reader.at_boundary and self.state == OPEN:
+            self._reader = None
+
+    def _on_closed(self, event: Closed) -> None:
+        """Finish the closing handshake (RFC 6455, 7.1)."""
+        self._reader = None
+        if event.wire:
+            self._write(event.wire)
+        if event.failed:
+            self._hub.slot[c.PROTOCOL_ERRORS] += 1
+            self._linger()
+        elif self._transport is not None:
+            self._transport.close()
+        self.end(event.code, event.reason)
+
+    def _read_head(self, data: bytes) -> None:
+        opening = self._opening
+        if opening is None or opening.head is None or self._close_by == 0.0:
+            return  # refused already: what still comes is not read
+        if opening.raw is not None:
+            opening.raw += data
+        head = opening.head
+        try:
+            if not head.feed(data):
+                return
+            if self._hub.serve_http is not None and not head.is_upgrade:
+                self._hand_over(opening)
+                return
+            opening.handshake = self._hub.policy.check(head, self._peer())
+        except HandshakeError as error:
+            self._refuse(error.status, str(error), error.header_lines)
+            return
+        opening.early += head.rest
+        opening.head = opening.raw = None
+        self._ask(opening.handshake)
+
+    def _hand_over(self, opening: _Opening) -> None:
+        """Let the push side serve a plain HTTP request on this port (--single-port)."""
+        transport, self._transport = self._transport, None
+        assert transport is not None and opening.raw is not None
+        assert self._hub.serve_http is not None
+        self._opening = None
+        self.state = CLOSING  # of no further interest to the wheel
+        self._close_by = float("inf")
+        self._hub.serve_http(transport, bytes(opening.raw))
+
+    def _peer(self) -> str:
+        assert self._transport is not None
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if peer else "0.0.0.0"  # noqa: S104  (gone already)
+
+    # The connect.
+
+    def _ask(self, handshake: Handshake) -> None:
+        hub = self._hub
+        self.state = ASKING
+        self.client_id = client_id = handshake.client_id
+        self.generation = hub.next_generation()
+        hub.connecting[client_id] = self
+        hub.live.add(self)
+        hub.registry.announce(client_id, self.generation)
+        wire = hub.encoder.connect(
+            client_id,
+            handshake.query,
+            self.generation,
+            b"%b/%b" % (hub.push_url, client_id),
+            handshake.header_lines,
+        )
+        hub.upstream.submit(Exchange(self, CONNECT, wire))
+
+    def _judge(self, reply: ReplyReader) -> bool:
+        opening = self._opening
+        assert opening is not None and opening.handshake is not None
+        if reply.status != 200 or reply.body != b"ok":
+            self._turn_away(refusal(reply))
+            return False
+        try:
+            opening.response, self.subprotocol = self._hub.policy.accept(opening.handshake, reply)
+        except HandshakeError as error:
+            _log.warning("connect refused", client=self.client_id.decode(), error=str(error))
+            if not self.left:
+                self._send_refusal(error_response(error.status, f"{error}\n".encode()))
+            # The API has accepted; so it hears of the end like that of any other client.
+            self.left = True
+        return True
+
+    def _claim(self) -> None:
+        self._hub.registry.claim(self.client_id, self.generation, self)
+
+    def _welcome(self) -> None:
+        opening, self._opening = self._opening, None
+        hub = self._hub
+        assert opening is not None and self._transport is not None
+        self._leave_connecting()
+        previous = hub.clients.get(self.client_id)
+        hub.clients[self.client_id] = self
+        if previous is not None:
+            previous.replace()
+        self._close_by = 0.0
+        self._transport.write(opening.response)
+        if hub.log_connections:
+            _log.debug("client connected", client=self.client_id.decode(), gen=self.generation)
+        if opening.held:
+            for ask in opening.held:
+                ask.finish(*self.apply(ask))
+        if hub.ping_interval_s:
+            hub.sweeper.schedule(self, hub.ping_interval_s)
+        if len(opening.early) > _MAX_EARLY_BYTES:
+            self._transport.resume_reading()
+        if opening.early:
+            self._read_frames(bytes(opening.early))
+
+    def on_failure(self, exchange: Exchange, error: ApiError) -> None:
+        """Log what the session cannot: which client's request failed, and why."""
+        if exchange.event != CONNECT:
+            _log_failure(self, exchange, error)
+        super().on_failure(exchange, error)
+
+    def on_reply(self, exchange: Exchange, reply: ReplyReader) -> None:
+        """Note an answer that the contract does not know; the connection stays."""
+        if exchange.event == MESSAGE and reply.status != 200 and reply.status != 204:
+            _log_failure(self, exchange, f"status {reply.status}")
+        super().on_reply(exchange, reply)
+
+    def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
+        self._turn_away(error_response(status, f"{text}\n".encode(), b"", header_lines))
+
+    def _turn_away(self, response: bytes) -> None:
+        self._send_refusal(response)
+        if self.client_id:
+            self._leave_connecting()
+            self._forget()
+        self._opening = None
+
+    def _send_refusal(self, response: bytes) -> None:
+        self._hub.slot[c.HANDSHAKES_REFUSED] += 1
+        if self._transport is not None:
+            self._transport.write(response)
+            self._linger()
+
+    def _leave_connecting(self) -> None:
+        """Take the pending mark back, and send pushes that waited for it on their way."""
+        hub = self._hub
+        if hub.connecting.get(self.client_id) is self:
+            del hub.connecting[self.client_id]
+        if self.state != OPEN:
+            hub.registry.withdraw(self.client_id, self.generation)
+            opening = self._opening
+            if opening is not None and opening.held:
+                held, opening.held = opening.held, None
+                for ask in held:
+                    hub.reroute(ask)
+
+    # What the push port asks.
+
+    def hold(self, ask: Ask) -> None:
+        """Keep an ask until the upgrade is finished."""
+        opening = self._opening
+        if opening is None:
+            ask.finish(outcomes.NOT_FOUND, b"")
+            return
+        if opening.held is None:
+            opening.held = []
+        if len(opening.held) >= _MAX_HELD_ASKS:
+            ask.finish(outcomes.TOO_SLOW, b"")
+        else:
+            opening.held.append(ask)
+
+    def apply(self, ask: Ask) -> tuple[int, bytes]:
+        """Do what is asked of this client; return the outcome and a body of its own."""
+        if ask.generation and ask.generation != self.generation:
+            return outcomes.STALE, b""
+        if ask.kind == PUSH:
+            return self.deliver(ask.code, ask.payload), b""
+        if ask.kind == DESCRIBE:
+            return outcomes.OK, self.describe()
+        if self.state != OPEN:
+            return outcomes.NOT_FOUND, b""
+        self.close(ask.code, ask.payload.decode())
+        return outcomes.OK, b""
+
+    def describe(self) -> bytes:
+        """Return JSON about the connection."""
+        return json.dumps(
+            {
+                "id": self.client_id.decode("ascii"),
+                "generation": self.generation,
+                "worker": self._hub.worker,
+                "remote": self._peer() if self._transport is not None else None,
+                "subprotocol": self.subprotocol.decode("latin-1") or None,
+                "messages_received": self.sequence + self.queued,
+                "in_flight": self.in_flight,
+                "queued": self.queued,
+                "writable": self.writable,
+            }
+        ).encode()
+
+    # What the session wants done.
+
+    def _post(self, first_byte: int, payload: bytes) -> None:
+        hub = self._hub
+        wire = hub.encoder.message(
+            self.client_id, self.generation, self.sequence, first_byte == TEXT, payload
+        )
+        hub.upstream.submit(Exchange(self, MESSAGE, wire))
+
+    def _write(self, wire: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(wire)
+
+    def _read_on(self, on: bool) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if not on:
+            transport.pause_reading()
+            return
+        transport.resume_reading()
+        self._heard_at = self._hub.sweeper.now
+        if self._reader is not None:
+            self._take_events(self._reader)
+
+    def _send_close(self, code: int, reason: str) -> None:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = FrameReader(self._hub.max_message_size)
+        self._write(reader.start_close(code, reason))
+        if not self._reading and self._transport is not None:
+            self._reading = True
+            self._transport.resume_reading()  # to see the client's close frame
+        self._drop_after(self._hub.handshake_timeout_s)
+
+    def _linger(self) -> None:
+        """Close so that the client can read the last bytes.
+
+        Closing a socket with unread bytes resets it, and the reset overtakes what was written; so
+        only our side is closed, and what still comes is read and dropped for a while.
+        """
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._reader = None
+        self._drop_after(self._hub.handshake_timeout_s)
+
+    def _drop_after(self, delay_s: float) -> None:
+        self._close_by = self._hub.sweeper.now + delay_s
+        self._hub.sweeper.schedule(self, delay_s)
+
+    def _release(self) -> None:
+        hub = self._hub
+        if hub.clients.get(self.client_id) is self:
+            del hub.clients[self.client_id]
+        if self._opening is not None:  # left before it was open
+            self._leave_connecting()
+            self._opening = None
+        hub.registry.release(self.client_id, self.generation, self)
+
+    def _report(self) -> None:
+        hub = self._hub
+        reason = (self.close_reason or "").encode()
+        if hub.log_connections:
+            _log.debug(
+                "client disconnected",
+                client=self.client_id.decode(),
+                gen=self.generation,
+                code=self.close_code,
+            )
+        wire = hub.encoder.disconnect(self.client_id, self.generation, self.close_code, reason)
+        hub.upstream.submit(Exchange(self, DISCONNECT, wire))
+
+    def _forget(self) -> None:
+        hub = self._hub
+        hub.live.discard(self)
+        if hub.clients.get(self.client_id) is self:
+            del hub.clients[self.client_id]
+
+    # Deadlines.
+
+    def on_tick(self, now: float) -> float:
+        """Ping, or drop what does not answer; return seconds until the next look."""
+        transport = self._transport
+        if transport is None:
+            return 0.0
+        if self._close_by:
+            if now < self._close_by:
+                return self._close_by - now
+            if self.state == ASKING or self.state == CLAIMING:
+                self._close_by = now + self._hub.handshake_timeout_s  # the API's time now
+                return self._hub.handshake_timeout_s
+            transport.abort()
+            return 0.0
+        hub = self._hub
+        interval_s = hub.ping_interval_s
+        if self.state != OPEN or not interval_s:
+            return 0.0
+        silent_s = now - self._heard_at
+        if not self._reading:
+            return interval_s  # it is we who do not listen
+        if self._pinged and silent_s >= hub.ping_timeout_s:
+            self.close(1011, "ping timeout")
+            return 0.0
+        self._pinged = silent_s >= interval_s
+        if self._pinged:
+            self._write(PING_FRAME)
+            return hub.ping_timeout_s
+        return interval_s - silent_s
+
+
+def _log_failure(client: Client, exchange: Exchange, error: object) -> None:
+    event = "message" if exchange.event == MESSAGE else "disconnect"
+    _log.warning(
+        "request to the API failed", event_kind=event, client=client.client_id.decode(), error=str(error)
+    )
+
+

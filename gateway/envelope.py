@@ -1,0 +1,87 @@
+"""Encode what one worker tells another through Redis: pure.
+
+A published message is a run of envelopes, so that all that is due in one tick of the loop travels
+in one PUBLISH. An envelope is a fixed head, then source, client id and payload:
+
+    kind 1 | hops 1 | flags 1 | source length 1 | id length 1 | ask 4 | generation 8 | code 2
+    | payload length 4 | source | id | payload
+
+All integers are big-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_HEAD: Final = struct.Struct("!BBBBBIQHI")
+
+PUSH: Final = 1  # deliver a message; code is the frame's first byte
+DESCRIBE: Final = 2  # answer with JSON about the connection
+CLOSE: Final = 3  # close the client; code is the close code, payload the reason
+CONFIRM: Final = 4  # the outcome of an ask; code is the outcome, payload the body
+REPLACED: Final = 5  # the id belongs to a newer connection now; generation is the old one's
+PROBE: Final = 6  # nothing; it shows that this channel is alive
+
+_KINDS: Final = range(PUSH, PROBE + 1)
+
+
+class Envelope(NamedTuple):
+    """Carry one request or confirmation between two workers."""
+
+    kind: int
+    ask: int
+    """Number that the asking worker knows the request by; 0 when it wants no confirmation."""
+    source: bytes
+    """Incarnation of the asking worker, whose channel takes the confirmation."""
+    client_id: bytes
+    generation: int
+    """Generation that the client must have, 0 for any."""
+    code: int
+    payload: bytes
+    hops: int = 0
+    """How often the request was passed on because the client had moved."""
+
+
+def encode(envelope: Envelope) -> bytes:
+    """Return the bytes of one envelope."""
+    kind, ask, source, client_id, generation, code, payload, hops = envelope
+    head = _HEAD.pack(
+        kind, hops, 0, len(source), len(client_id), ask, generation, code, len(payload)
+    )
+    return b"".join((head, source, client_id, payload))
+
+
+def decode(data: bytes) -> Iterator[Envelope]:
+    """Yield the envelopes of one published message.
+
+    Raises:
+        ValueError: if the bytes are no run of envelopes; what came before is still yielded.
+    """
+    position, end = 0, len(data)
+    while position < end:
+        if end - position < _HEAD.size:
+            raise ValueError("envelope is cut off")
+        kind, hops, _, source_length, id_length, ask, generation, code, length = _HEAD.unpack_from(
+            data, position
+        )
+        if kind not in _KINDS:
+            raise ValueError(f"unknown kind of envelope: {kind}")
+        position += _HEAD.size
+        id_start = position + source_length
+        payload_start = id_start + id_length
+        next_position = payload_start + length
+        if next_position > end:
+            raise ValueError("envelope is cut off")
+        yield Envelope(
+            kind,
+            ask,
+            data[position:id_start],
+            data[id_start:payload_start],
+            generation,
+            code,
+            data[payload_start:next_position],
+            hops,
+        )
+        position = next_position

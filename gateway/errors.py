@@ -1,0 +1,70 @@
+"""Name what can go wrong; a class carries the HTTP status that it leads to."""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Root of the gateway's own errors; the message is fit for the peer that caused it."""
+
+
+class HandshakeError(GatewayError):
+    """Refuse a connection on the client port before it became a WebSocket.
+
+    Attributes:
+        status: the HTTP status of the answer.
+        header_lines: lines that the answer carries besides the usual ones, each with its CRLF.
+    """
+
+    status = 400
+    header_lines = b""
+
+
+class HeadTooLarge(HandshakeError):
+    """The request line and headers exceed the limit (RFC 6585, 5)."""
+
+    status = 431
+
+
+class UpgradeRequired(HandshakeError):
+    """The request is HTTP but no WebSocket upgrade, or one of another version (RFC 6455, 4.4)."""
+
+    status = 426
+    header_lines = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+
+
+class OriginRefused(HandshakeError):
+    """The page's origin is not in the allow list (RFC 6455, 10.2)."""
+
+    status = 403
+
+
+class ApiError(GatewayError):
+    """A request to the API ended without an answer that can be used.
+
+    Attributes:
+        status: what a client is told whose connect depended on it.
+    """
+
+    status = 502
+
+
+class ApiUnreachable(ApiError):
+    """No connection to the API could be opened."""
+
+
+class ApiDisconnected(ApiError):
+    """The API closed the connection before its answer was whole."""
+
+
+class ApiReplyInvalid(ApiError):
+    """The API's answer is no HTTP, or exceeds a limit."""
+
+
+class ApiTimeout(ApiError):
+    """The API did not answer in time."""
+
+    status = 504
+
+
+class RedisUnavailable(GatewayError):
+    """Redis is away, or did not answer in time."""

@@ -1,0 +1,352 @@
+"""Read and answer a client's opening handshake: pure (RFC 6455, 4.2; RFC 9112)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from http import HTTPStatus
+from typing import Final
+
+import httptools
+from websockets.utils import accept_key
+
+from .errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
+from .http_wire import ReplyReader
+from .settings import Settings
+
+MAX_HEAD_BYTES: Final = 16_384
+MAX_LINE_BYTES: Final = 8_192
+MAX_HEADERS: Final = 100
+
+# Unreserved or percent-encoded characters, RFC 3986, 2.1 and 2.3: they mean the same in every
+# framework's router and in every proxy's access rule.
+_CLIENT_ID: Final = re.compile(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+")
+_QUERY: Final = re.compile(rb"[!-~]*")
+_FIELD_VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")
+_TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+
+# What a client may send once at most; a second one is an attack or a broken client.
+_SINGLE: Final = frozenset(
+    (
+        b"authorization",
+        b"content-length",
+        b"host",
+        b"origin",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"transfer-encoding",
+        b"user-agent",
+    )
+)
+_PASSED_ON: Final = (
+    b"Authorization",
+    b"Cookie",
+    b"Origin",
+    b"User-Agent",
+    b"Sec-WebSocket-Protocol",
+)
+# The rest of an API's refusal that reaches the client beside status and body.
+_REFUSAL_HEADERS: Final = {b"www-authenticate": b"WWW-Authenticate", b"retry-after": b"Retry-After"}
+_PASSED_STATUSES: Final = frozenset((401, 403, 404, 409, 429))
+
+
+def check_client_id(client_id: bytes) -> None:
+    """Accept an id that may stand in a path.
+
+    Raises:
+        HandshakeError: if it is empty, too long, reserved, or holds what an id may not.
+    """
+    if not client_id:
+        raise HandshakeError("the path names no client id")
+    if len(client_id) > 255:
+        raise HandshakeError("the client id is longer than 255 bytes")
+    if client_id in (b".", b".."):
+        raise HandshakeError("a client id may not be . or ..")
+    if client_id.startswith(b"@"):
+        raise HandshakeError("client ids that begin with @ are reserved")
+    if not _CLIENT_ID.fullmatch(client_id):
+        raise HandshakeError("the client id has characters that must be percent-encoded")
+    decoded = client_id.lower()
+    if decoded in (b"%2e", b"%2e%2e", b".%2e", b"%2e."):
+        raise HandshakeError("a client id may not be . or ..")
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Split an origin-form target into client id and query, the latter with its question mark.
+
+    Raises:
+        HandshakeError: if it is of another form, or its path is no client id.
+    """
+    if not target.startswith(b"/"):
+        raise HandshakeError("the request target must begin with /")
+    path, mark, query = target.partition(b"?")
+    if not _QUERY.fullmatch(query) or b"#" in target:
+        raise HandshakeError("the query has characters that must be percent-encoded")
+    client_id = path[1:]
+    if b"/" in client_id:
+        raise HandshakeError("the path must be one segment, the client id")
+    check_client_id(client_id)
+    return client_id, mark + query
+
+
+class RequestHead:
+    """Collect the head of one request while its bytes arrive; httptools calls it.
+
+    After `feed` returned True the attributes hold: method, target, headers (lower-case names,
+    repeated ones joined as a list), is_upgrade and rest, the bytes after the head.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_count",
+        "_parser",
+        "_size",
+        "has_body",
+        "headers",
+        "is_upgrade",
+        "method",
+        "rest",
+        "target",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.is_upgrade = False
+        self.has_body = False
+        self.rest = b""
+        self._size = 0
+        self._count = 0
+        self._complete = False
+        # None when the head is complete: the parser refers back to this object.
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+
+    def feed(self, data: bytes) -> bool:
+        """Read bytes of the client; tell whether the head is complete.
+
+        Raises:
+            HandshakeError: if they are no HTTP/1.1, or exceed a limit.
+        """
+        assert self._parser is not None
+        self._size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.is_upgrade = True
+            self.rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            if not self._complete:
+                self._parser = None
+                if isinstance(error.__context__, HandshakeError):
+                    raise error.__context__ from None
+                raise HandshakeError("malformed HTTP request") from None
+        if self._complete:
+            self._parser = None
+            return True
+        if self._size > MAX_HEAD_BYTES:
+            self._parser = None
+            raise HeadTooLarge("the request line and headers exceed 16 KiB")
+        return False
+
+    # Called by httptools.
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+        if len(self.target) > MAX_LINE_BYTES:
+            raise HeadTooLarge("the request line exceeds 8 KiB")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count += 1
+        if self._count > MAX_HEADERS or len(name) + len(value) > MAX_LINE_BYTES:
+            raise HeadTooLarge("a header exceeds 8 KiB, or there are more than 100")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise HandshakeError("a header has control characters")
+        name = name.lower()
+        before = self.headers.get(name)
+        if before is None:
+            self.headers[name] = value
+        elif name in _SINGLE:
+            raise HandshakeError(f"{name.decode('latin-1')} is sent twice")
+        else:
+            self.headers[name] = before + (b"; " if name == b"cookie" else b", ") + value
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self.method = self._parser.get_method()
+        if self._parser.get_http_version() != "1.1":
+            raise HandshakeError("HTTP/1.1 is required")
+        headers = self.headers
+        self.has_body = b"transfer-encoding" in headers or (
+            headers.get(b"content-length", b"0").strip() != b"0"
+        )
+        self._complete = True
+
+
+class Handshake:
+    """Hold what is known of an upgrade request between its arrival and the answer to it."""
+
+    __slots__ = ("accept", "client_id", "header_lines", "protocols", "query")
+
+    def __init__(
+        self,
+        client_id: bytes,
+        query: bytes,
+        accept: bytes,
+        protocols: tuple[bytes, ...],
+        header_lines: bytes,
+    ) -> None:
+        self.client_id = client_id
+        self.query = query
+        self.accept = accept
+        self.protocols = protocols
+        """Subprotocols that the client offers, in its order."""
+        self.header_lines = header_lines
+        """What the API is told of the client's headers."""
+
+
+class HandshakePolicy:
+    """Apply the options that concern handshakes; one for all connections of a worker.
+
+    Args:
+        settings: the options.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        names = [name.encode("ascii") for name in settings.forward_header]
+        known = {name.lower() for name in _PASSED_ON}
+        self._passed_on = [(name.lower(), name) for name in _PASSED_ON]
+        self._passed_on += [(n.lower(), n) for n in names if n.lower() not in known]
+        self._trusted = [ipaddress.ip_network(cidr) for cidr in settings.trusted_proxy]
+        self._origins = [
+            re.compile(re.escape(origin.lower()).replace(r"\*", r"[^/]*").encode("utf-8"))
+            for origin in settings.allow_origin
+        ]
+        self._subprotocols = [name.encode("ascii") for name in settings.subprotocol]
+
+    def check(self, head: RequestHead, peer: str) -> Handshake:
+        """Validate an upgrade request (RFC 6455, 4.2.1).
+
+        Args:
+            head: the complete head.
+            peer: IP address of the other end of the connection.
+
+        Raises:
+            HandshakeError: if it is not fit to be one.
+        """
+        headers = head.headers
+        upgrade = headers.get(b"upgrade", b"").lower()
+        if head.method != b"GET" or b"websocket" not in _list(upgrade):
+            raise UpgradeRequired("this port speaks WebSocket: an upgrade is required")
+        if b"upgrade" not in _list(headers.get(b"connection", b"").lower()):
+            raise UpgradeRequired("this port speaks WebSocket: Connection: Upgrade is missing")
+        if head.has_body:
+            raise HandshakeError("an upgrade request has no body")
+        if b"host" not in headers:
+            raise HandshakeError("the Host header is missing")
+        client_id, query = split_target(head.target)
+        if headers.get(b"sec-websocket-version") != b"13":
+            raise UpgradeRequired("Sec-WebSocket-Version must be 13")
+        key = headers.get(b"sec-websocket-key", b"")
+        try:
+            if len(base64.b64decode(key, validate=True)) != 16:
+                raise ValueError
+        except (binascii.Error, ValueError):
+            raise HandshakeError("Sec-WebSocket-Key must be 16 bytes in base64") from None
+        self._check_origin(headers.get(b"origin"))
+        protocols = tuple(_list(headers.get(b"sec-websocket-protocol", b"")))
+        if not all(_TOKEN.fullmatch(name) for name in protocols):
+            raise HandshakeError("Sec-WebSocket-Protocol is malformed")
+        accept = accept_key(key.decode("ascii")).encode("ascii")
+        return Handshake(client_id, query, accept, protocols, self._header_lines(headers, peer))
+
+    def _check_origin(self, origin: bytes | None) -> None:
+        # Only browsers send an Origin, and they always do (RFC 6455, 10.2), so a request without
+        # one cannot come from somebody else's page.
+        if self._origins and origin is not None:
+            lower = origin.lower()
+            if not any(pattern.fullmatch(lower) for pattern in self._origins):
+                raise OriginRefused("connections from this origin are not allowed")
+
+    def _header_lines(self, headers: dict[bytes, bytes], peer: str) -> bytes:
+        lines = [
+            b"%b: %b\r\n" % (name, headers[lower])
+            for lower, name in self._passed_on
+            if lower in headers
+        ]
+        forwarded = peer.encode("ascii")
+        if self._trusted:
+            address = ipaddress.ip_address(peer)
+            before = headers.get(b"x-forwarded-for")
+            if before is not None and any(address in network for network in self._trusted):
+                forwarded = before + b", " + forwarded
+        lines.append(b"X-Forwarded-For: %b\r\n" % forwarded)
+        return b"".join(lines)
+
+    def accept(self, handshake: Handshake, reply: ReplyReader) -> tuple[bytes, bytes]:
+        """Return the 101 that accepts a client, and the subprotocol in it (empty for none).
+
+        Raises:
+            HandshakeError: with status 502, if the API chose a subprotocol that was not offered.
+        """
+        cookies = b""
+        chosen = None
+        for name, value in reply.headers:
+            if name == b"set-cookie":
+                cookies += b"Set-Cookie: %b\r\n" % value
+            elif name == b"sec-websocket-protocol":
+                chosen = value.strip()
+        if chosen is None:
+            # None of the API's own choice: the first of the options that the client offers.
+            chosen = next((p for p in self._subprotocols if p in handshake.protocols), b"")
+        elif chosen and chosen not in handshake.protocols:
+            error = HandshakeError("the API chose a subprotocol that the client did not offer")
+            error.status = HTTPStatus.BAD_GATEWAY
+            raise error
+        protocol = b"Sec-WebSocket-Protocol: %b\r\n" % chosen if chosen else b""
+        response = (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n%b%b\r\n" % (handshake.accept, protocol, cookies)
+        )
+        return response, chosen
+
+
+def refusal(reply: ReplyReader) -> bytes:
+    """Return the answer to a client whose connect the API did not answer with `ok`.
+
+    What the API says of the client is passed on; what it says of itself becomes 502.
+    """
+    if reply.status == 200:
+        return error_response(403, reply.body, reply.content_type)
+    if reply.status not in _PASSED_STATUSES:
+        return error_response(502, b"the API answered with status %d\n" % reply.status)
+    lines = b"".join(
+        b"%b: %b\r\n" % (_REFUSAL_HEADERS[name], value)
+        for name, value in reply.headers
+        if name in _REFUSAL_HEADERS
+    )
+    return error_response(reply.status, reply.body, reply.content_type, lines)
+
+
+def error_response(
+    status: int, body: bytes, content_type: bytes = b"", header_lines: bytes = b""
+) -> bytes:
+    """Return an HTTP answer after which the connection is closed."""
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n%b\r\n%b"
+        % (
+            status,
+            HTTPStatus(status).phrase.encode("ascii"),
+            content_type or b"text/plain; charset=utf-8",
+            len(body),
+            header_lines,
+            body,
+        )
+    )
+
+
+def _list(value: bytes) -> list[bytes]:
+    """Split a comma-separated header (RFC 9110, 5.6.1)."""
+    return [item.strip() for item in value.split(b",") if item.strip()]

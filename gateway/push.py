@@ -1,0 +1,329 @@
+"""Serve the push port: HTTP/1.1 requests of the API in, asks to the router, honest answers back.
+
+Requests on one connection may be pipelined. Each is routed as it arrives, and the answers are
+written in the order of the requests (RFC 9112, 9.3.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qs
+
+import httptools
+
+from . import outcomes
+from .ask import Ask
+from .envelope import CLOSE, DESCRIBE, PUSH
+from .errors import HandshakeError
+from .frames import BINARY, TEXT, is_utf8
+from .handshake import MAX_HEAD_BYTES, split_target
+from .sweeper import Sweeper
+
+_IDLE_TIMEOUT_S: Final = 75.0
+_MAX_PIPELINED: Final = 256
+_MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
+_BINARY_TYPE: Final = b"application/octet-stream"
+
+_OK: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nok"
+)
+
+
+@dataclass(slots=True)
+class PushHub:
+    """Hold what all connections to the push port of a worker share."""
+
+    slot: memoryview
+    sweeper: Sweeper
+    route: Callable[[Ask], None]
+    max_message_size: int
+    token: bytes | None
+    """What the Authorization header must hold, None when anyone may push."""
+    totals: Callable[[], bytes]
+    """Return the plain counters for GET /."""
+    connections: set[PushConnection]
+
+
+class PushRequest(Ask):
+    """Be an ask that came over a connection of the push port."""
+
+    __slots__ = ("_connection", "answer")
+
+    def __init__(self, connection: PushConnection) -> None:
+        super().__init__()
+        self._connection = connection
+        self.answer = b""
+        """The whole HTTP answer; empty until the outcome is known."""
+
+    def finish(self, outcome: int, body: bytes) -> None:
+        """Answer the API."""
+        self.answer = self._connection.encode_answer(outcome, body)
+        self._connection.write_answers()
+
+
+class PushConnection(asyncio.Protocol):
+    """Read requests from one connection; it is the sink of its own parser.
+
+    Args:
+        hub: what the worker's push connections share.
+        shows_totals: whether GET / answers with the counters (--single-port).
+    """
+
+    def __init__(self, hub: PushHub, shows_totals: bool = False) -> None:
+        self._hub = hub
+        self._shows_totals = shows_totals
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        # Requests whose answers are not written yet, oldest first.
+        self._pending: deque[PushRequest] = deque()
+        self._active_at = hub.sweeper.now
+        # True after the last answer that this connection will carry.
+        self._closing = False
+        # True while data_received runs: answers of one packet are written together.
+        self._reading = False
+        # The request under way.
+        self._url = b""
+        self._type = b""
+        self._authorization = b""
+        self._generation = b""
+        self._expects_continue = False
+        self._head_size = 0
+        self._body = b""
+        self._more: list[bytes] | None = None
+        self._body_size = 0
+        # Outcome that was decided before the request was complete, None while it is in order.
+        self._refused: tuple[int, bytes] | None = None
+
+    # The socket.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for requests."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._hub.connections.add(self)
+        self._hub.sweeper.schedule(self, _IDLE_TIMEOUT_S)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, route, and write what could be answered at once."""
+        if self._closing:
+            return
+        self._active_at = self._hub.sweeper.now
+        self._reading = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._answer_and_close(outcomes.BAD_REQUEST, b"no upgrade on this port\n")
+        except httptools.HttpParserError as error:
+            if not self._closing:
+                refused = self._refused
+                if refused is None or not isinstance(error, httptools.HttpParserCallbackError):
+                    refused = outcomes.BAD_REQUEST, b"malformed HTTP request\n"
+                self._answer_and_close(*refused)
+        finally:
+            self._reading = False
+        self.write_answers()
+
+    def eof_received(self) -> bool:
+        """Answer what is still open before closing."""
+        self._closing = True
+        self.write_answers()
+        return bool(self._pending)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave; asks under way still reach their clients."""
+        self._transport = None
+        self._hub.connections.discard(self)
+
+    def on_tick(self, now: float) -> float:
+        """Close a connection that has been silent for long."""
+        if self._transport is None:
+            return 0.0
+        left_s = self._active_at + _IDLE_TIMEOUT_S - now
+        if left_s > 0 or self._pending:
+            return max(left_s, 1.0)
+        self._transport.close()
+        return 0.0
+
+    def close_when_idle(self) -> None:
+        """Take no further request; close when the last is answered."""
+        self._closing = True
+        self.write_answers()
+
+    # Called by httptools.
+
+    def on_message_begin(self) -> None:
+        self._url = self._type = self._authorization = self._generation = b""
+        self._expects_continue = False
+        self._head_size = self._body_size = 0
+        self._body = b""
+        self._more = None
+        self._refused = None
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        name = name.lower()
+        if name == b"content-type":
+            self._type = value
+        elif name == b"authorization":
+            self._authorization = value
+        elif name == b"ws2api-generation":
+            self._generation = value
+        elif name == b"expect":
+            self._expects_continue = value.lower() == b"100-continue"
+
+    def on_headers_complete(self) -> None:
+        if self._hub.token is not None and not hmac.compare_digest(
+            self._authorization, self._hub.token
+        ):
+            self._refuse(outcomes.UNAUTHORIZED, b"")
+        elif self._expects_continue and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        if self._body_size > self._hub.max_message_size:
+            self._refuse(outcomes.TOO_LARGE, b"")
+        if not self._body:
+            self._body = body
+        elif self._more is None:
+            self._more = [body]
+        else:
+            self._more.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._closing:
+            return
+        if self._more is not None:
+            self._body = b"".join((self._body, *self._more))
+        if not self._parser.should_keep_alive():
+            self._closing = True
+        request = PushRequest(self)
+        self._pending.append(request)
+        if len(self._pending) >= _MAX_PIPELINED and self._transport is not None:
+            self._transport.pause_reading()
+        if self._shows_totals and self._parser.get_method() == b"GET" and self._url == b"/":
+            request.finish(outcomes.OK, self._hub.totals())
+            return
+        refused = self._fill(request)
+        if refused is not None:
+            request.finish(*refused)
+        else:
+            self._hub.route(request)
+
+    def _count(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > MAX_HEAD_BYTES:
+            self._refuse(outcomes.HEAD_TOO_LARGE, b"")
+
+    def _refuse(self, outcome: int, body: bytes) -> None:
+        """Give up the request in the middle, and the connection with it."""
+        self._refused = outcome, body
+        raise ValueError
+
+    # From request to ask.
+
+    def _fill(self, ask: Ask) -> tuple[int, bytes] | None:
+        """Make the ask what the request says; return an outcome if it says nothing sound."""
+        try:
+            ask.client_id, query = split_target(self._url)
+        except HandshakeError as error:
+            return outcomes.BAD_REQUEST, f"{error}\n".encode()
+        if self._generation:
+            if not self._generation.isdigit() or len(self._generation) > 18:
+                return outcomes.BAD_REQUEST, b"Ws2api-Generation must be a number\n"
+            ask.generation = int(self._generation)
+        method = self._parser.get_method()
+        if method == b"POST":
+            return self._fill_push(ask)
+        if method == b"GET":
+            ask.kind = DESCRIBE
+            return None
+        if method == b"DELETE":
+            return _fill_close(ask, query)
+        return outcomes.METHOD_NOT_ALLOWED, b""
+
+    def _fill_push(self, ask: Ask) -> tuple[int, bytes] | None:
+        ask.kind = PUSH
+        ask.payload = self._body
+        if self._type and self._type.lower().startswith(_BINARY_TYPE):
+            ask.code = BINARY
+        elif not is_utf8(self._body):
+            return outcomes.BAD_REQUEST, b"a text message must be UTF-8\n"
+        else:
+            ask.code = TEXT
+        return None
+
+    # Answers.
+
+    def encode_answer(self, outcome: int, body: bytes) -> bytes:
+        """Return the HTTP answer to an outcome, and count it."""
+        status, text, counter = outcomes.ANSWERS[outcome]
+        self._hub.slot[counter] += 1
+        if outcome == outcomes.OK and not body:
+            return _OK
+        json = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
+        extra = outcomes.HEADER_LINES.get(outcome, b"")
+        body = body or text
+        return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
+            status,
+            json,
+            len(body),
+            extra,
+            body,
+        )
+
+    def write_answers(self) -> None:
+        """Write the answers that are due, in the order of their requests."""
+        if self._reading:
+            return
+        pending = self._pending
+        ready: list[bytes] = []
+        was_full = len(pending) >= _MAX_PIPELINED
+        while pending and pending[0].answer:
+            ready.append(pending.popleft().answer)
+        transport = self._transport
+        if transport is None:
+            return
+        if ready:
+            transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
+            if was_full and len(pending) < _MAX_PIPELINED:
+                transport.resume_reading()
+        if self._closing and not pending:
+            if transport.can_write_eof():
+                transport.write_eof()
+            self._active_at = self._hub.sweeper.now - _IDLE_TIMEOUT_S
+            self._hub.sweeper.schedule(self, 1.0)
+
+    def _answer_and_close(self, outcome: int, body: bytes) -> None:
+        self._closing = True
+        request = PushRequest(self)
+        self._pending.append(request)
+        request.finish(outcome, body)
+
+
+def _fill_close(ask: Ask, query: bytes) -> tuple[int, bytes] | None:
+    ask.kind = CLOSE
+    try:
+        fields = parse_qs(query[1:].decode("ascii"), keep_blank_values=True, strict_parsing=False)
+        code = int(fields.get("code", ["1000"])[-1])
+        reason = fields.get("reason", [""])[-1].encode("utf-8")
+        reason.decode()
+    except ValueError:
+        return outcomes.BAD_REQUEST, b"code must be a number and reason UTF-8\n"
+    # What an application may send, RFC 6455, 7.4: 1000 to 1003, 1007 to 1014, 3000 to 4999.
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999) or code == 1010:
+        return outcomes.BAD_REQUEST, b"this close code may not be sent\n"
+    if len(reason) > _MAX_REASON_BYTES:
+        return outcomes.BAD_REQUEST, b"the reason exceeds 123 bytes\n"
+    ask.code = code
+    ask.payload = reason
+    return None

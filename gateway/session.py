@@ -1,0 +1,321 @@
+"""Live one client's life as a state machine: events in, actions out. Pure: it knows no socket.
+
+    HANDSHAKE → ASKING → CLAIMING → OPEN → CLOSING → CLOSED
+
+HANDSHAKE reads the request, ASKING waits for the API's answer to it, CLAIMING for the registry to
+know the id; OPEN passes messages on; CLOSING sends what was received before the end, then reports
+the end; CLOSED is when the API has been told. The socket may end at any point and is the
+subclass's affair: `Client` carries the actions out, a recording subclass in the tests notes them.
+
+The order of one client's messages is kept here: at most `max_in_flight` are under way to the API,
+the next wait in a bounded queue, and beyond it the socket is not read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+from . import counters as c
+from . import outcomes
+from .errors import ApiError
+from .frames import BINARY, TEXT, encode, is_utf8
+from .http_wire import ReplyReader
+from .upstream import CONNECT, MESSAGE, Exchange
+
+HANDSHAKE: Final = 0
+ASKING: Final = 1
+CLAIMING: Final = 2
+OPEN: Final = 3
+CLOSING: Final = 4
+CLOSED: Final = 5
+
+STATE_NAMES: Final = ("handshake", "asking", "claiming", "open", "closing", "closed")
+
+# The reason that the API gets when a connection ended without a close frame.
+NO_CLOSE_FRAME: Final = "EOF"
+ABNORMAL: Final = 1006
+REPLACED_CODE: Final = 4008
+
+
+class Limits(Protocol):
+    """Give a session what is the same for all of a worker."""
+
+    slot: memoryview
+    max_in_flight: int
+    max_queue: int
+
+
+class Session:
+    """Decide what happens to one client; subclasses do it.
+
+    Args:
+        limits: the worker's counters and limits.
+    """
+
+    __slots__ = (
+        "_limits",
+        "_queue",
+        "_reading",
+        "_released",
+        "close_code",
+        "close_reason",
+        "client_id",
+        "generation",
+        "in_flight",
+        "left",
+        "replaced",
+        "sequence",
+        "state",
+        "writable",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.state = HANDSHAKE
+        self.client_id = b""
+        self.generation = 0
+        """Birth of the connection in microseconds since the epoch; 0 until the handshake."""
+        self.sequence = 0
+        """Messages of the client so far that were sent to the API."""
+        self.in_flight = 0
+        # Messages that wait for their turn, None while none ever had to.
+        self._queue: deque[tuple[int, bytes]] | None = None
+        self._reading = True
+        self.writable = True
+        """False while the socket's write buffer is above its limit."""
+        self.left = False
+        """True when the socket ended before the API had answered the connect."""
+        self.replaced = False
+        """True when the id belongs to a newer connection, so that the API gets no DELETE."""
+        self._released = False
+        self.close_code = 0
+        self.close_reason: str | None = None
+
+    # Actions, for the subclass to carry out.
+
+    def _post(self, first_byte: int, payload: bytes) -> None:
+        """Send one message to the API."""
+        raise NotImplementedError
+
+    def _claim(self) -> None:
+        """Enter the id into the registry; `on_claimed` follows."""
+        raise NotImplementedError
+
+    def _welcome(self) -> None:
+        """Finish the upgrade: write the 101, then what was held back."""
+        raise NotImplementedError
+
+    def _judge(self, reply: ReplyReader) -> bool:
+        """Tell whether the API accepted; refuse the client and return False if not."""
+        raise NotImplementedError
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer the handshake with an error."""
+        raise NotImplementedError
+
+    def _write(self, wire: bytes) -> None:
+        """Write a frame to the socket."""
+        raise NotImplementedError
+
+    def _send_close(self, code: int, reason: str) -> None:
+        """Write a close frame and see to it that the socket ends."""
+        raise NotImplementedError
+
+    def _read_on(self, on: bool) -> None:
+        """Start or stop reading the socket."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Take the id out of the registry; `on_released` follows."""
+        raise NotImplementedError
+
+    def _report(self) -> None:
+        """Send the DELETE to the API."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Drop the session: nothing more is to be done for it."""
+        raise NotImplementedError
+
+    # Events of the connect.
+
+    def on_claimed(self) -> None:
+        """Open: the registry knows the id, pushes find it."""
+        if self.state != CLAIMING:
+            return
+        self.state = OPEN
+        self._limits.slot[c.CONNECTIONS_OPENED] += 1
+        if self.left:
+            self.end(ABNORMAL, NO_CLOSE_FRAME)
+        else:
+            self._welcome()
+            if self.replaced:
+                self.close(REPLACED_CODE, "replaced")
+
+    # Events of the API.
+
+    def on_reply(self, exchange: Exchange, reply: ReplyReader) -> None:
+        """Take the API's answer to a connect, a message or a disconnect."""
+        if exchange.event == MESSAGE:
+            self.in_flight -= 1
+            body = reply.body
+            if body and reply.status == 200 and self.state == OPEN:
+                self._reply_back(reply.is_text, body)
+            self._proceed()
+        elif exchange.event == CONNECT:
+            if not self._judge(reply):
+                return
+            if self.left:
+                # Never claimed: a newer connection of the same client must not lose the id to it.
+                self._set_end(ABNORMAL, NO_CLOSE_FRAME)
+                self._release()
+            else:
+                self.state = CLAIMING
+                self._claim()
+        else:
+            self._forget()
+
+    def on_failure(self, exchange: Exchange, error: ApiError) -> None:
+        """Go on without the API's answer."""
+        if exchange.event == MESSAGE:
+            self.in_flight -= 1
+            self._proceed()
+        elif exchange.event == CONNECT:
+            self._refuse(error.status, str(error))
+        else:
+            self._forget()
+
+    def _reply_back(self, is_text: bool, body: bytes) -> None:
+        slot = self._limits.slot
+        if is_text and not is_utf8(body):
+            # The client would have to fail the connection (RFC 6455, 8.1).
+            slot[c.API_REPLIES_INVALID] += 1
+            return
+        slot[c.MESSAGES_SENT] += 1
+        slot[c.BYTES_SENT] += len(body)
+        self._write(encode(TEXT if is_text else BINARY, body))
+
+    # Events of the client.
+
+    def on_message(self, first_byte: int, payload: bytes) -> None:
+        """Pass a message on, now or when it is its turn."""
+        limits = self._limits
+        slot = limits.slot
+        slot[c.MESSAGES_RECEIVED] += 1
+        slot[c.BYTES_RECEIVED] += len(payload)
+        if self.in_flight < limits.max_in_flight and not self._queue:
+            self.in_flight += 1
+            self.sequence += 1
+            self._post(first_byte, payload)
+            return
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append((first_byte, payload))
+        self._regulate()
+
+    def on_writable(self, writable: bool) -> None:
+        """Follow the socket's write buffer: a client that does not read is not read either."""
+        self.writable = writable
+        self._regulate()
+
+    def deliver(self, first_byte: int, payload: bytes) -> int:
+        """Write a pushed message to the client; return the outcome."""
+        if self.state != OPEN:
+            return outcomes.NOT_FOUND
+        if not self.writable:
+            return outcomes.TOO_SLOW
+        slot = self._limits.slot
+        slot[c.MESSAGES_SENT] += 1
+        slot[c.BYTES_SENT] += len(payload)
+        self._write(encode(first_byte, payload))
+        return outcomes.OK
+
+    @property
+    def wants_messages(self) -> bool:
+        """Tell whether the queue has room for what the client sends next."""
+        return self._reading
+
+    @property
+    def queued(self) -> int:
+        """Count the messages that wait for their turn."""
+        return len(self._queue) if self._queue else 0
+
+    def _proceed(self) -> None:
+        """Send what waited for the exchange that has just ended."""
+        queue = self._queue
+        if queue:
+            while queue and self.in_flight < self._limits.max_in_flight:
+                self.in_flight += 1
+                self.sequence += 1
+                self._post(*queue.popleft())
+            self._regulate()
+        if self.state >= CLOSING:
+            self._report_when_done()
+
+    def _regulate(self) -> None:
+        """Stop reading at a full queue, go on at half of it."""
+        limit = self._limits.max_queue
+        if self._reading:
+            if self.queued >= limit or not self.writable:
+                self._reading = False
+                self._read_on(False)
+        elif self.queued <= limit // 2 and self.writable:
+            self._reading = True
+            self._read_on(True)
+
+    # The end.
+
+    def end(self, code: int, reason: str) -> None:
+        """Take the end of the connection, from whichever side, once."""
+        if self.state == OPEN:
+            self._set_end(code, reason)
+            self._limits.slot[c.CONNECTIONS_CLOSED] += 1
+            if self.replaced:
+                self._released = True
+                self._report_when_done()
+            else:
+                self._release()
+        elif self.state == ASKING or self.state == CLAIMING:
+            # The API may say ok yet: then it must hear of the end, too.
+            self.left = True
+        elif self.state == HANDSHAKE:
+            self.state = CLOSED
+
+    def _set_end(self, code: int, reason: str) -> None:
+        self.state = CLOSING
+        self.close_code = code
+        self.close_reason = reason
+
+    def close(self, code: int, reason: str) -> None:
+        """End the connection from this side, with a close frame."""
+        if self.state == OPEN:
+            self._send_close(code, reason)
+            self.end(code, reason)
+
+    def replace(self) -> None:
+        """Give way to a newer connection of the same client."""
+        self.replaced = True
+        self.close(REPLACED_CODE, "replaced")  # while still claiming: as soon as it is open
+
+    def on_released(self, owned: bool) -> None:
+        """Learn that the id is out of the registry.
+
+        Args:
+            owned: False when a newer connection had taken the id over: the client is connected,
+                so that a DELETE would be wrong.
+        """
+        self._released = True
+        if not owned:
+            self.replaced = True
+        self._report_when_done()
+
+    def _report_when_done(self) -> None:
+        """Report the end after the last message, so that the API sees it last."""
+        if self.state != CLOSING or not self._released or self.in_flight or self._queue:
+            return
+        self.state = CLOSED
+        if self.replaced:
+            self._forget()
+        else:
+            self._report()

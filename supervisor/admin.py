@@ -1,0 +1,165 @@
+"""Answer /healthz, /readyz, /status and /metrics in a process of its own.
+
+It reads the workers' state from the shared counters and never asks a worker, so that it answers
+just as well when one hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+import uvloop
+from aiohttp import web
+from redis import RedisError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from ws2api.gateway import counters as c
+
+from .exposition import Slot, connections_open, create_registry, render, serves
+from .listeners import BACKLOG
+
+HEARTBEAT_LIMIT_S: Final = 5.0
+"""A worker whose loop has not beaten for so long is not ready."""
+REDIS_TIMEOUT_S: Final = 1.0
+SHUTDOWN_TIMEOUT_S: Final = 2.0
+
+_STATES: Final = {
+    c.STATE_DOWN: "down",
+    c.STATE_STARTING: "starting",
+    c.STATE_SERVING: "serving",
+    c.STATE_DRAINING: "draining",
+}
+
+
+def run(listener: socket.socket, counters: c.Counters, redis_url: str, started_s: float) -> int:
+    """Serve until SIGTERM; return the exit status.
+
+    Args:
+        listener: the admin socket, bound and listening.
+        counters: the shared mapping.
+        redis_url: the Redis whose answer /readyz waits for.
+        started_s: Unix time at which the supervisor started.
+    """
+    admin = Admin(counters, redis_url, started_s)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(admin, listener))
+    return 0
+
+
+async def _serve(admin: Admin, listener: socket.socket) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    runner = web.AppRunner(
+        admin.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    await stop.wait()
+    await runner.cleanup()
+
+
+class Admin:
+    """Hold what the handlers look at.
+
+    Args:
+        counters: the shared mapping.
+        redis_url: the Redis whose answer /readyz waits for.
+        started_s: Unix time at which the supervisor started.
+        monotonic_us: the clock of the heartbeats, in µs.
+    """
+
+    def __init__(
+        self,
+        counters: c.Counters,
+        redis_url: str,
+        started_s: float,
+        monotonic_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
+    ) -> None:
+        self._counters = counters
+        self._started_s = started_s
+        self._monotonic_us = monotonic_us
+        self._registry = create_registry(counters, started_s)
+        # One retry at once: the pooled connection may be one that Redis closed by restarting.
+        self._redis = Redis.from_url(
+            redis_url,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),
+        )
+
+    def application(self) -> web.Application:
+        """Create the aiohttp application."""
+        application = web.Application()
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/status", self._status)
+        application.router.add_get("/metrics", self._metrics)
+        application.on_cleanup.append(self._close)
+        return application
+
+    async def _close(self, _application: web.Application) -> None:
+        await self._redis.aclose()
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        findings = [*self.worker_findings(), *await self._redis_findings()]
+        if findings:
+            return web.Response(status=503, text="".join(f"{line}\n" for line in findings))
+        return web.Response(text="ready\n")
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        now_s = time.time()
+        workers = [self._worker_status(w, now_s) for w in range(self._counters.workers)]
+        return web.json_response({"uptime_s": int(now_s - self._started_s), "workers": workers})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = render(self._registry, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def worker_findings(self) -> list[str]:
+        """Say in a line each which workers do not serve."""
+        findings = []
+        for worker in range(self._counters.workers):
+            slot = self._counters.slot(worker)
+            silent_s = (self._monotonic_us() - slot[c.HEARTBEAT_US]) / 1e6
+            if not serves(slot):
+                findings.append(f"worker {worker} is {_state(slot)}")
+            elif silent_s >= HEARTBEAT_LIMIT_S:
+                findings.append(f"worker {worker} has not beaten for {silent_s:.0f} s")
+        return findings
+
+    async def _redis_findings(self) -> list[str]:
+        """Say in a line why Redis is not usable, within the timeout; nothing if it is."""
+        try:
+            # Around everything, because the socket's timeouts hold for one step each.
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await self._redis.ping()
+        except TimeoutError:
+            return [f"redis did not answer within {REDIS_TIMEOUT_S:g} s"]
+        except (RedisError, OSError) as error:
+            return [f"redis: {' '.join(str(error).split())}"]
+        return []
+
+    def _worker_status(self, worker: int, now_s: float) -> dict[str, int | str | None]:
+        slot = self._counters.slot(worker)
+        lives = slot[c.STATE] != c.STATE_DOWN
+        return {
+            "worker": worker,
+            "state": _state(slot),
+            "pid": slot[c.PID] if lives else None,
+            "uptime_s": max(0, int(now_s - slot[c.STARTED_S])) if lives else None,
+            "restarts": slot[c.RESTARTS],
+            "connections": connections_open(slot),
+        }
+
+
+def _state(slot: Slot) -> str:
+    return _STATES.get(slot[c.STATE], "unknown")

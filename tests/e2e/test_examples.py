@@ -1,0 +1,78 @@
+"""Run each example of the README behind the real gateway."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from harness.gateway import GatewayProcess
+
+from .programs import ROOT, Program, free_port
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tell how to start one example; `{port}` stands for the port that it is to listen on."""
+
+    file: str
+    command: tuple[str, ...]
+
+
+EXAMPLES = (
+    Example("api.php", ("php", "-S", "127.0.0.1:{port}")),
+    Example("api.mjs", ("node",)),
+    Example("api.py", (sys.executable,)),
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Hold one example and the gateway in front of it."""
+
+    gateway: GatewayProcess
+    api: Program
+
+
+@pytest.fixture(params=EXAMPLES, ids=lambda example: example.file)
+def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+    """Run an example behind a gateway of two workers."""
+    example: Example = request.param
+    if shutil.which(example.command[0]) is None:
+        pytest.skip(f"{example.command[0]} is not installed")
+    port = free_port()
+    command = [part.format(port=port) for part in example.command]
+    command.append(str(ROOT / "docs" / "examples" / example.file))
+    with GatewayProcess(workers=2, api=f"http://127.0.0.1:{port}/") as gateway:
+        push_address = "{}:{}".format(*gateway.pushes_address)
+        with Program(command, port=port, PORT=str(port), PUSH=push_address) as api:
+            yield Setup(gateway, api)
+            gateway.stop()  # while its last requests still find the API
+
+
+def test_example_keeps_the_contract(setup: Setup) -> None:
+    ann = setup.gateway.connect("ann")
+    bob = setup.gateway.connect("bob")
+
+    ann.send("hello, wörld")
+    assert ann.receive() == "you said: hello, wörld"
+
+    ann.send("@bob lunch at\nnoon?")
+    assert bob.receive() == "ann: lunch at\nnoon?"
+    assert ann.receive() == "delivered"
+
+    ann.send("@carol are you there?")
+    assert ann.receive() == "carol is not here"
+
+    bob.close(1000, "bye")
+    setup.api.wait_for_output("bob left: bye")
+    ann.hang_up()
+    setup.api.wait_for_output("ann left: EOF")
+
+
+def test_example_refuses_an_id(setup: Setup) -> None:
+    response = setup.gateway.handshake("R2-D2")
+    assert response.status == 403
+    assert response.text.strip() == "an id has letters a to z"

@@ -1,0 +1,1 @@
+"""Drive the gateway from outside: real processes, real sockets, every byte under control."""
