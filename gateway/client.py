@@ -84,6 +84,8 @@ class Hub:
     """Clients whose connect is being decided, the newest of each id."""
     live: set[Client] = field(default_factory=set)
     """Every session from the API's first request to its last."""
+    open_sockets: int = 0
+    """Connections on the client port, in any state."""
     last_generation: int = 0
 
     def next_generation(self) -> int:
@@ -152,10 +154,9 @@ class Client(Session, asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         hub = self._hub
+        hub.open_sockets += 1
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
         hub.sweeper.schedule(self, hub.handshake_timeout_s)
-        if hub.draining:
-            self._refuse(503, "the gateway is shutting down")
 
     def data_received(self, data: bytes) -> None:
         """Read frames, or what comes before them."""
@@ -187,6 +188,7 @@ class Client(Session, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, after what the client had sent before."""
         self._transport = None
+        self._hub.open_sockets -= 1
         reader = self._reader
         if self.state == OPEN and reader is not None:
             while self.state == OPEN and (event := reader.next_event()) is not None:
@@ -267,8 +269,7 @@ class Client(Session, asyncio.Protocol):
         assert transport is not None and opening.raw is not None
         assert self._hub.serve_http is not None
         self._opening = None
-        self.state = CLOSING  # of no further interest to the wheel
-        self._close_by = float("inf")
+        self._hub.open_sockets -= 1
         self._hub.serve_http(transport, bytes(opening.raw))
 
     def _peer(self) -> str:
@@ -280,6 +281,9 @@ class Client(Session, asyncio.Protocol):
 
     def _ask(self, handshake: Handshake) -> None:
         hub = self._hub
+        if hub.draining:
+            self._refuse(503, "the gateway is shutting down")
+            return
         self.state = ASKING
         self.client_id = client_id = handshake.client_id
         self.generation = hub.next_generation()
@@ -336,6 +340,8 @@ class Client(Session, asyncio.Protocol):
             self._transport.resume_reading()
         if opening.early:
             self._read_frames(bytes(opening.early))
+        if hub.draining:
+            self.close(1001, "going away")
 
     def on_failure(self, exchange: Exchange, error: ApiError) -> None:
         """Log what the session cannot: which client's request failed, and why."""
@@ -538,7 +544,8 @@ class Client(Session, asyncio.Protocol):
 def _log_failure(client: Client, exchange: Exchange, error: object) -> None:
     event = "message" if exchange.event == MESSAGE else "disconnect"
     _log.warning(
-        "request to the API failed", event_kind=event, client=client.client_id.decode(), error=str(error)
+        "request to the API failed",
+        event_kind=event,
+        client=client.client_id.decode(),
+        error=str(error),
     )
-
-

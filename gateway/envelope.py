@@ -21,10 +21,11 @@ PUSH: Final = 1  # deliver a message; code is the frame's first byte
 DESCRIBE: Final = 2  # answer with JSON about the connection
 CLOSE: Final = 3  # close the client; code is the close code, payload the reason
 CONFIRM: Final = 4  # the outcome of an ask; code is the outcome, payload the body
-REPLACED: Final = 5  # the id belongs to a newer connection now; generation is the old one's
-PROBE: Final = 6  # nothing; it shows that this channel is alive
+# The id belongs to a newer connection now; the payload, the rest of the message, is the old one's
+# generation in decimal, which only the script that publishes it knows.
+REPLACED: Final = 5
 
-_KINDS: Final = range(PUSH, PROBE + 1)
+_KINDS: Final = range(PUSH, REPLACED + 1)
 
 
 class Envelope(NamedTuple):
@@ -71,7 +72,7 @@ def decode(data: bytes) -> Iterator[Envelope]:
         position += _HEAD.size
         id_start = position + source_length
         payload_start = id_start + id_length
-        next_position = payload_start + length
+        next_position = payload_start + length if kind != REPLACED else end
         if next_position > end:
             raise ValueError("envelope is cut off")
         yield Envelope(

@@ -25,6 +25,7 @@ from .handshake import MAX_HEAD_BYTES, split_target
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
+_LINGER_S: Final = 2.0
 _MAX_PIPELINED: Final = 256
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
 _BINARY_TYPE: Final = b"application/octet-stream"
@@ -84,6 +85,8 @@ class PushConnection(asyncio.Protocol):
         self._active_at = hub.sweeper.now
         # True after the last answer that this connection will carry.
         self._closing = False
+        # True when the API may still be sending, and when the last answer is written.
+        self._lingers = self._ended = False
         # True while data_received runs: answers of one packet are written together.
         self._reading = False
         # The request under way.
@@ -131,6 +134,7 @@ class PushConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Answer what is still open before closing."""
         self._closing = True
+        self._lingers = False
         self.write_answers()
         return bool(self._pending)
 
@@ -205,7 +209,7 @@ class PushConnection(asyncio.Protocol):
         if self._more is not None:
             self._body = b"".join((self._body, *self._more))
         if not self._parser.should_keep_alive():
-            self._closing = True
+            self._closing = self._lingers = True
         request = PushRequest(self)
         self._pending.append(request)
         if len(self._pending) >= _MAX_PIPELINED and self._transport is not None:
@@ -297,14 +301,21 @@ class PushConnection(asyncio.Protocol):
             transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
             if was_full and len(pending) < _MAX_PIPELINED:
                 transport.resume_reading()
-        if self._closing and not pending:
-            if transport.can_write_eof():
-                transport.write_eof()
-            self._active_at = self._hub.sweeper.now - _IDLE_TIMEOUT_S
-            self._hub.sweeper.schedule(self, 1.0)
+        if self._closing and not pending and not self._ended:
+            self._ended = True
+            self._end(transport)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Close; where unread bytes would turn that into a reset, give the peer time to read."""
+        if self._lingers and transport.can_write_eof():
+            transport.write_eof()
+            self._active_at = self._hub.sweeper.now + _LINGER_S - _IDLE_TIMEOUT_S
+            self._hub.sweeper.schedule(self, _LINGER_S)
+        else:
+            transport.close()
 
     def _answer_and_close(self, outcome: int, body: bytes) -> None:
-        self._closing = True
+        self._closing = self._lingers = True
         request = PushRequest(self)
         self._pending.append(request)
         request.finish(outcome, body)

@@ -1,1 +1,1 @@
-"""The process tree around the workers: listening sockets, children, the admin port, the embedded Valkey."""
+"""The process tree around the workers: sockets, children, the admin port, the embedded Valkey."""

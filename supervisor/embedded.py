@@ -12,8 +12,8 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,13 +23,11 @@ import structlog
 from . import process
 from .errors import StartError
 
-_FOLDER_PREFIX: Final = "ws2api-"
+_FOLDER_PREFIX: Final = "ws2api-valkey-"
 _LOCK_NAME: Final = "supervisor"
 _SOCKET_NAME: Final = "valkey.sock"
 _LOG_NAME: Final = "valkey.log"
 _MAX_SOCKET_PATH: Final = 103  # sun_path has 104 bytes on macOS, 108 on Linux, with the final NUL
-_YOUNG_S: Final = 60.0
-_POLL_S: Final = 0.005
 
 _OPTIONS: Final = {
     "port": "0",
@@ -122,31 +120,12 @@ class EmbeddedServer:
         arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
         os.execv(self._server, [str(self._server), *arguments])  # noqa: S606
 
-    def wait_ready(self, pid: int, timeout_s: float) -> None:
-        """Wait until the server answers a PING.
-
-        Args:
-            pid: what `start` returned.
-            timeout_s: seconds to wait at most.
-
-        Raises:
-            StartError: if it ended, and is reaped then, or did not answer in time.
-        """
-        deadline = time.monotonic() + timeout_s
-        while not self.answers():
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                how = process.describe_exit(os.waitstatus_to_exitcode(status))
-                raise StartError(f"redis: {self._server} ended ({how}): {self._last_log_line()}")
-            if time.monotonic() >= deadline:
-                raise StartError(f"redis: {self._server} did not answer within {timeout_s:g} s")
-            time.sleep(_POLL_S)
-
     def answers(self, timeout_s: float = 1.0) -> bool:
-        """Tell whether the server answers a PING right now."""
+        """Tell whether the server answers a PING, at once or at least within the timeout."""
         return _command(self.socket_path, b"PING\r\n", timeout_s).startswith(b"+PONG")
 
-    def _last_log_line(self) -> str:
+    def last_words(self) -> str:
+        """Return the last line of the server's log, which says why it ended."""
         try:
             lines = self.log_path.read_text(errors="replace").split("\n")
         except OSError as error:
@@ -164,18 +143,13 @@ def remove_leftovers(base: Path) -> None:
     for folder in base.glob(f"{_FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             about = folder.lstat()
-            if not folder.is_symlink() and folder.is_dir() and about.st_uid == os.getuid():
-                _remove_if_dead(folder, about.st_mtime)
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
+                _remove_if_dead(folder)
 
 
-def _remove_if_dead(folder: Path, changed_s: float) -> None:
-    try:
-        lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        # Another supervisor may be about to create the file.
-        if time.time() - changed_s > _YOUNG_S:
-            shutil.rmtree(folder, ignore_errors=True)
-        return
+def _remove_if_dead(folder: Path) -> None:
+    """Remove a folder whose lock nobody holds; one that has none yet is just being created."""
+    lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -31,9 +31,8 @@ UPGRADE: Final = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 
-
 # Words that the measuring process and the load share.
-RUN, READY, IN_FLIGHT, DONE, FRAMES, FAILED, WORDS = range(7)
+RUN, READY, ENDING, IN_FLIGHT, DONE, FRAMES, FAILED, WORDS = range(8)
 PAUSED, MESSAGES, REMOTE, LOCAL = range(4)  # values of RUN
 
 Board = Any  # a ctypes array of WORDS 64-bit integers in shared memory
@@ -53,7 +52,6 @@ class Client(Connection):
         self.opened = asyncio.get_running_loop().create_future()
         self._load = load
         self._number = number
-        self._closing = False
         self._rest = b""  # the handshake's answer, later a part of a frame
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -79,7 +77,7 @@ class Client(Connection):
     def connection_lost(self, error: Exception | None) -> None:
         if not self.opened.done():
             self.opened.set_exception(CostError(f"connect failed: {error}"))
-        elif not self._closing:
+        elif not self._load.board[ENDING]:
             self._load.fail(f"connection lost: {error}")
 
     def _received_pieces(self, data: bytes) -> None:
@@ -87,8 +85,7 @@ class Client(Connection):
         while self._rest.startswith(RECEIVED_FRAME):
             self._rest = self._rest[len(RECEIVED_FRAME) :]
             self._load.received(self)
-        if self._rest.startswith(b"\x88"):  # the system is being stopped
-            self._closing = True
+        if self._rest.startswith(b"\x88"):
             self.transport.close()
         elif not RECEIVED_FRAME.startswith(self._rest):
             self._load.fail(f"unexpected frame: {self._rest[:80]!r}")
@@ -110,8 +107,8 @@ class Load:
         self.board[READY] = 1
         while True:
             await asyncio.sleep(0.01)
-            if self.board[RUN] and not self.board[IN_FLIGHT]:
-                self.start()
+            if (mode := self.board[RUN]) and not self.board[IN_FLIGHT]:
+                self.start(mode)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -125,7 +122,7 @@ class Load:
     async def prepare(self) -> None:
         """Do what is left to do once the clients are connected."""
 
-    def start(self) -> None:
+    def start(self, mode: int) -> None:
         """Put `in_flight` requests under way; each answer leads to the next one."""
         raise NotImplementedError
 
@@ -145,7 +142,7 @@ class MessageLoad(Load):
     async def prepare(self) -> None:
         self._ring = deque(self.clients)
 
-    def start(self) -> None:
+    def start(self, mode: int) -> None:
         for _ in range(self.in_flight):
             self.board[IN_FLIGHT] += 1
             self._ring.popleft().transport.write(SENT_FRAME)
@@ -178,23 +175,29 @@ class PushLoad(Load):
 
     async def prepare(self) -> None:
         loop = asyncio.get_running_loop()
-        owners: dict[int, list[str]] = defaultdict(list)
+        owned: dict[int, list[bytes]] = defaultdict(list)
         for path, url in self.push_urls.items():
-            owners[urlsplit(url).port or 80].append(path)
-        if len(owners) < 2:
+            owned[urlsplit(url).port or 80].append(_push(path))
+        if len(owned) < 2:
             raise CostError("all clients are at one worker; try again with more --clients")
-        for number in range(self.in_flight):
-            port = sorted(owners)[number % len(owners)]
-            elsewhere = [path for owner in owners if owner != port for path in owners[owner]]
-            requests = {REMOTE: _pushes(elsewhere, number), LOCAL: _pushes(owners[port], number)}
-            open_one = partial(Pusher, self, requests)
+        turns = {
+            port: {
+                LOCAL: itertools.cycle(owned[port]),
+                REMOTE: itertools.cycle(
+                    [push for owner in owned if owner != port for push in owned[owner]]
+                ),
+            }
+            for port in owned
+        }
+        for _, port in zip(range(self.in_flight), itertools.cycle(owned)):
+            open_one = partial(Pusher, self, turns[port])
             _, pusher = await loop.create_connection(open_one, "127.0.0.1", port)
             self._pushers.append(pusher)
 
-    def start(self) -> None:
+    def start(self, mode: int) -> None:
         for pusher in self._pushers:
             self.board[IN_FLIGHT] += 1
-            pusher.send()
+            pusher.send(mode)
 
 
 class Pusher(Connection):
@@ -204,16 +207,16 @@ class Pusher(Connection):
         self._load = load
         self._requests = requests
 
-    def send(self) -> None:
-        self.transport.write(next(self._requests[self._load.board[RUN]]))
+    def send(self, mode: int) -> None:
+        self.transport.write(next(self._requests[mode]))
 
     def data_received(self, data: bytes) -> None:
         board = self._load.board
         if not data.startswith(b"HTTP/1.1 200 "):
             self._load.fail(f"push not confirmed: {data!r}")
         board[DONE] += 1
-        if board[RUN]:
-            self.send()
+        if mode := board[RUN]:
+            self.send(mode)
         else:
             board[IN_FLIGHT] -= 1
 
@@ -231,10 +234,9 @@ class Connects(Connection):
         self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-def _pushes(paths: list[str], start: int) -> Iterator[bytes]:
-    head = "POST {} HTTP/1.1\r\nHost: gateway\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n"
-    requests = [(head.format(p, len(ANSWER)) + "\r\n").encode() + ANSWER for p in paths]
-    return itertools.islice(itertools.cycle(requests), start, None)
+def _push(path: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: text/plain\r\n"
+    return f"{head}Content-Length: {len(ANSWER)}\r\n\r\n".encode() + ANSWER
 
 
 class Generator:
@@ -248,9 +250,8 @@ class Generator:
     def __init__(self, load: type[Load], *arguments: Any) -> None:
         fork = multiprocessing.get_context("fork")
         self.board: Board = fork.RawArray("q", WORDS)
-        self._process = fork.Process(
-            target=lambda: uvloop.run(load(self.board, *arguments).run()), daemon=True
-        )
+        self._load = partial(load, self.board, *arguments)
+        self._process = fork.Process(target=self._run, daemon=True)
 
     def __enter__(self) -> Generator:
         self._process.start()
@@ -260,6 +261,16 @@ class Generator:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
+
+    def _run(self) -> None:
+        try:
+            uvloop.run(self._load().run())
+        except CostError as error:
+            sys.exit(f"load: {error}")
+
+    def expect_end(self) -> None:
+        """Let the system close the clients' connections from now on."""
+        self.board[ENDING] = 1
 
     def measure(self, system: System, mode: int, warm_up_s: float, seconds: float) -> Round:
         """Run a closed loop, measure it for a time after its warm-up, and let it end."""

@@ -110,6 +110,7 @@ class GatewayProcess:
     def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
         try:
             if exc_type is None and self.is_running:
+                self.disconnect_all()
                 self.stop()
         finally:
             self.kill()

@@ -1,0 +1,233 @@
+"""Carry asks and their confirmations between workers over Redis pub/sub.
+
+A worker subscribes to one channel, its own. An ask goes out through a script that looks the owner
+up and publishes to it in one round trip; the owner confirms to the asking worker's channel. All
+that is due in one tick of the loop travels together, both ways.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from . import counters as c
+from . import outcomes
+from .ask import Ask
+from .envelope import CONFIRM, REPLACED, Envelope, decode, encode
+from .redis_link import RedisLink, Reply, Script
+from .sweeper import Sweeper
+
+# Names per call of the script: MGET takes two keys for each, and Lua unpacks some thousands.
+_BATCH: Final = 500
+_MAX_ASKS: Final = 20_000
+
+_NOBODY: Final = 0
+_SENT: Final = 1
+_SILENT: Final = 2
+
+_log = structlog.get_logger()
+
+# KEYS: prefix. ARGV: id and envelope, in turn.
+# Returns for each 0: nobody has the id, 1: published, 2: the owner does not listen.
+# A connect that is being decided goes before the open connection that it is about to replace.
+_SEND: Final = Script(
+    """
+local prefix = KEYS[1]
+local keys, states, members, parts = {}, {}, {}, {}
+for i = 1, #ARGV, 2 do
+  keys[#keys + 1] = prefix .. 'p:' .. ARGV[i]
+  keys[#keys + 1] = prefix .. 'c:' .. ARGV[i]
+end
+local values = redis.call('MGET', unpack(keys))
+for i = 1, #ARGV / 2 do
+  local value = values[2 * i - 1] or values[2 * i]
+  states[i] = 0
+  if value then
+    local channel = prefix .. 'w:' .. string.match(value, '^%S+')
+    if not parts[channel] then
+      parts[channel], members[channel] = {}, {}
+    end
+    table.insert(parts[channel], ARGV[2 * i])
+    table.insert(members[channel], i)
+  end
+end
+for channel, envelopes in pairs(parts) do
+  local state = redis.call('PUBLISH', channel, table.concat(envelopes)) > 0 and 1 or 2
+  for _, i in ipairs(members[channel]) do states[i] = state end
+end
+return states
+"""
+)
+
+SCRIPTS: Final = (_SEND,)
+
+
+class RemoteAsk(Ask):
+    """Be an ask that came from another worker, which waits for the confirmation."""
+
+    __slots__ = ("_bus", "number", "source")
+
+    def __init__(self, bus: Bus, envelope: Envelope) -> None:
+        super().__init__(
+            envelope.kind,
+            envelope.client_id,
+            envelope.generation,
+            envelope.code,
+            envelope.payload,
+            envelope.hops,
+        )
+        self._bus = bus
+        self.number = envelope.ask
+        self.source = envelope.source
+
+    def finish(self, outcome: int, body: bytes) -> None:
+        """Confirm to the worker that asked."""
+        self._bus.confirm(self, outcome, body)
+
+
+# ask, its number if it is this worker's own or 0, and its envelope
+_Outgoing = tuple[Ask, int, bytes]
+
+
+class Bus:
+    """Send asks to the workers that hold the clients, and take those of other workers.
+
+    Args:
+        link: connection for commands.
+        worker: incarnation of this worker.
+        timeout_s: how long a confirmation may take.
+        on_ask: called with each ask that arrives.
+        on_replaced: called with id and generation of a connection that has to give way.
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        prefix: str,
+        worker: str,
+        slot: memoryview,
+        sweeper: Sweeper,
+        call_soon: Callable[[Callable[[], None]], object],
+        timeout_s: float,
+        on_ask: Callable[[RemoteAsk], None],
+        on_replaced: Callable[[bytes, int], None],
+    ) -> None:
+        self._link = link
+        self._prefix = prefix.encode("ascii")
+        self._worker = worker.encode("ascii")
+        self._slot = slot
+        self._sweeper = sweeper
+        self._call_soon = call_soon
+        self._timeout_s = timeout_s
+        self._on_ask = on_ask
+        self._on_replaced = on_replaced
+        # Asks of this worker that are not confirmed yet, by number.
+        self._asks: dict[int, Ask] = {}
+        self._number = 0
+        # (started, number), oldest first; confirmed ones are passed over.
+        self._deadlines: deque[tuple[float, int]] = deque()
+        # What goes out at the end of this tick.
+        self._outgoing: list[_Outgoing] = []
+        self._confirmations: dict[bytes, list[bytes]] = {}
+        sweeper.every_tick(self._on_tick)
+
+    @property
+    def channel(self) -> bytes:
+        """Name the channel that this worker subscribes to."""
+        return self._prefix + b"w:" + self._worker
+
+    @property
+    def unconfirmed(self) -> int:
+        """Count the asks of this worker that wait for their confirmation."""
+        return len(self._asks)
+
+    def forward(self, ask: Ask) -> None:
+        """Hand an ask to the worker that holds its client; `ask.finish` is called in any case."""
+        if not self._link.is_up or len(self._asks) >= _MAX_ASKS:
+            ask.finish(outcomes.UNAVAILABLE, b"")
+            return
+        own = 0
+        if isinstance(ask, RemoteAsk):
+            number, source = ask.number, ask.source
+        else:
+            self._number = own = number = self._number % 0xFFFFFFFF + 1
+            source = self._worker
+            self._asks[number] = ask
+            self._deadlines.append((self._sweeper.now, number))
+            self._slot[c.PUSHES_FORWARDED] += 1
+        wire = encode(
+            Envelope(
+                ask.kind,
+                number,
+                source,
+                ask.client_id,
+                ask.generation,
+                ask.code,
+                ask.payload,
+                ask.hops,
+            )
+        )
+        if not self._outgoing and not self._confirmations:
+            self._call_soon(self._flush)
+        self._outgoing.append((ask, own, wire))
+
+    def confirm(self, ask: RemoteAsk, outcome: int, body: bytes) -> None:
+        """Tell the asking worker what became of its ask."""
+        wire = encode(Envelope(CONFIRM, ask.number, b"", b"", 0, outcome, body))
+        if not self._outgoing and not self._confirmations:
+            self._call_soon(self._flush)
+        self._confirmations.setdefault(ask.source, []).append(wire)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        confirmations, self._confirmations = self._confirmations, {}
+        for source, wires in confirmations.items():
+            self._link.send(_ignore, b"PUBLISH", self._prefix + b"w:" + source, b"".join(wires))
+        for start in range(0, len(outgoing), _BATCH):
+            self._send(outgoing[start : start + _BATCH])
+
+    def _send(self, batch: list[_Outgoing]) -> None:
+        arguments = [part for ask, _, wire in batch for part in (ask.client_id, wire)]
+
+        def on_reply(reply: Reply) -> None:
+            # Where the connection broke it may have been published all the same; a confirmation
+            # that still comes finds the ask settled.
+            states = [_SILENT] * len(batch) if isinstance(reply, Exception) else reply
+            for (ask, own, _), state in zip(batch, states, strict=True):
+                if state != _SENT:
+                    outcome = outcomes.NOT_FOUND if state == _NOBODY else outcomes.UNAVAILABLE
+                    if not own or self._asks.pop(own, None) is not None:
+                        ask.finish(outcome, b"")
+
+        self._link.call(on_reply, _SEND, self._prefix, *arguments)
+
+    def on_message(self, message: bytes) -> None:
+        """Take one published message."""
+        try:
+            for envelope in decode(message):
+                if envelope.kind == CONFIRM:
+                    ask = self._asks.pop(envelope.ask, None)
+                    if ask is not None:
+                        ask.finish(envelope.code, envelope.payload)
+                elif envelope.kind == REPLACED:
+                    self._on_replaced(envelope.client_id, int(envelope.payload))
+                else:
+                    self._on_ask(RemoteAsk(self, envelope))
+        except ValueError as error:
+            _log.error("malformed message on the bus", error=str(error))
+
+    def _on_tick(self, now: float) -> None:
+        """Give up on confirmations that are overdue."""
+        oldest = now - self._timeout_s
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] < oldest:
+            ask = self._asks.pop(deadlines.popleft()[1], None)
+            if ask is not None:
+                ask.finish(outcomes.TIMEOUT, b"")
+
+
+def _ignore(reply: Reply) -> None:
+    """Take a reply that tells nothing."""

@@ -1,0 +1,247 @@
+"""Keep client id → (worker, generation) in Redis: claims, releases, duplicates.
+
+Keys, all behind the prefix:
+
+    c:<id>        "<worker> <generation>" of the open connection
+    p:<id>        the same of a connect that is being decided, so that a push that the API makes
+                  before the upgrade is finished finds the worker that will hold the client
+    w:<worker>    hash of the worker's ids and their generations, for listing and for clearing up
+
+The newest claim wins, wherever it is made; a release takes only its own generation away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+import structlog
+
+from .envelope import REPLACED, Envelope, encode
+from .redis_link import RedisLink, Reply, Script
+
+_PENDING_MARGIN_S: Final = 30
+_BATCH: Final = 500
+
+_log = structlog.get_logger()
+
+# KEYS: prefix. ARGV: worker, only_newer ("1" when claims are repeated after Redis was away), then
+# for each claim: id, generation, envelope that tells the previous owner.
+# Returns for each claim the value that holds the id now. The keys are made from the prefix, so
+# one call serves many ids; Redis Cluster would need one call for each.
+_CLAIM: Final = Script(
+    """
+local prefix, worker, only_newer = KEYS[1], ARGV[1], ARGV[2] == '1'
+local held = {}
+for i = 3, #ARGV, 3 do
+  local id, generation = ARGV[i], ARGV[i + 1]
+  local key, value = prefix .. 'c:' .. id, worker .. ' ' .. generation
+  local before = redis.call('GET', key)
+  local owner, born
+  if before and before ~= value then
+    owner, born = string.match(before, '^(%S+) (%d+)$')
+  end
+  if owner and only_newer and tonumber(born) > tonumber(generation) then
+    held[#held + 1] = before
+  else
+    redis.call('SET', key, value)
+    redis.call('HSET', prefix .. 'w:' .. worker, id, generation)
+    if not only_newer then
+      local pending = prefix .. 'p:' .. id
+      if redis.call('GET', pending) == value then redis.call('DEL', pending) end
+    end
+    if owner and owner ~= worker then
+      if redis.call('HGET', prefix .. 'w:' .. owner, id) == born then
+        redis.call('HDEL', prefix .. 'w:' .. owner, id)
+      end
+      redis.call('PUBLISH', prefix .. 'w:' .. owner, ARGV[i + 2] .. born)
+    end
+    held[#held + 1] = value
+  end
+end
+return held
+"""
+)
+
+# KEYS: prefix. ARGV: worker, id, generation.
+# Returns 0 when another connection holds the id, else 1.
+_RELEASE: Final = Script(
+    """
+local prefix, worker, id, generation = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local hash, key = prefix .. 'w:' .. worker, prefix .. 'c:' .. id
+if redis.call('HGET', hash, id) == generation then redis.call('HDEL', hash, id) end
+local value = redis.call('GET', key)
+if not value then return 1 end
+if value ~= worker .. ' ' .. generation then return 0 end
+redis.call('DEL', key)
+return 1
+"""
+)
+
+# KEYS: prefix. ARGV: value, id. Takes a pending mark away if it is still this connect's.
+_WITHDRAW: Final = Script(
+    """
+local key = KEYS[1] .. 'p:' .. ARGV[2]
+if redis.call('GET', key) == ARGV[1] then return redis.call('DEL', key) end
+return 0
+"""
+)
+
+# KEYS: prefix. ARGV: worker that is dead. Clears up to 1000 of its entries; returns how many
+# are left.
+_CLEAR: Final = Script(
+    """
+local prefix, worker = KEYS[1], ARGV[1]
+local hash = prefix .. 'w:' .. worker
+local entries = redis.call('HSCAN', hash, 0, 'COUNT', 1000)[2]
+for i = 1, #entries, 2 do
+  local key = prefix .. 'c:' .. entries[i]
+  if redis.call('GET', key) == worker .. ' ' .. entries[i + 1] then redis.call('DEL', key) end
+  redis.call('HDEL', hash, entries[i])
+end
+return redis.call('HLEN', hash)
+"""
+)
+
+SCRIPTS: Final = (_CLAIM, _RELEASE, _WITHDRAW, _CLEAR)
+
+
+class Claimant(Protocol):
+    """Be a connection whose id is claimed and released."""
+
+    client_id: bytes
+    generation: int
+
+    def on_claimed(self) -> None:
+        """Learn that the id is held, or that Redis is away and it will be when it returns."""
+
+    def on_released(self, owned: bool) -> None:
+        """Learn that the id is given up; owned is False when a newer connection has it."""
+
+    def replace(self) -> None:
+        """Give way to a newer connection of the same client."""
+
+
+class Registry:
+    """Enter the clients of one worker into Redis.
+
+    Args:
+        link: connection for commands.
+        prefix: of every key.
+        worker: incarnation of this worker.
+        pending_s: how long a connect may be decided at most, in seconds.
+    """
+
+    def __init__(self, link: RedisLink, prefix: str, worker: str, pending_s: float) -> None:
+        self._link = link
+        self._prefix = prefix.encode("ascii")
+        self._worker = worker.encode("ascii")
+        self._pending_ms = int((pending_s + _PENDING_MARGIN_S) * 1000)
+        self._pending_key = self._prefix + b"p:"
+
+    def announce(self, client_id: bytes, generation: int) -> None:
+        """Mark a connect as being decided here."""
+        self._link.send(
+            _ignore,
+            b"SET",
+            self._pending_key + client_id,
+            b"%b %d" % (self._worker, generation),
+            b"PX",
+            self._pending_ms,
+        )
+
+    def withdraw(self, client_id: bytes, generation: int) -> None:
+        """Take the mark away again: the connect came to nothing."""
+        self._call(_ignore, _WITHDRAW, b"%b %d" % (self._worker, generation), client_id)
+
+    def claim(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
+        """Hold an id from now on; a connection of it elsewhere is told that it is replaced."""
+
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, Exception):
+                _log.debug("claim failed", client=client_id.decode(), error=str(reply))
+            claimant.on_claimed()
+
+        self._call(
+            on_reply,
+            _CLAIM,
+            self._worker,
+            b"0",
+            client_id,
+            generation,
+            self._replaced_head(client_id),
+        )
+
+    def claim_again(self, claimants: Iterable[Claimant]) -> None:
+        """Enter many open clients after Redis was away; the newest of an id wins, any order."""
+        batch: list[Claimant] = []
+        for claimant in claimants:
+            batch.append(claimant)
+            if len(batch) == _BATCH:
+                self._claim_batch(batch)
+                batch = []
+        if batch:
+            self._claim_batch(batch)
+
+    def _claim_batch(self, batch: list[Claimant]) -> None:
+        arguments: list[bytes | int] = []
+        for claimant in batch:
+            client_id, generation = claimant.client_id, claimant.generation
+            arguments += (client_id, generation, self._replaced_head(client_id))
+
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, Exception):
+                return  # lost again; the next return brings the next attempt
+            for claimant, value in zip(batch, reply, strict=True):
+                if value != b"%b %d" % (self._worker, claimant.generation):
+                    claimant.replace()
+
+        self._call(on_reply, _CLAIM, self._worker, b"1", *arguments)
+
+    def _replaced_head(self, client_id: bytes) -> bytes:
+        """Return what the script completes with the generation that has to give way."""
+        return encode(Envelope(REPLACED, 0, b"", client_id, 0, 0, b""))
+
+    def release(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
+        """Give an id up, unless a newer connection has it by now."""
+
+        def on_reply(reply: Reply) -> None:
+            claimant.on_released(isinstance(reply, Exception) or reply == 1)
+
+        self._call(on_reply, _RELEASE, self._worker, client_id, generation)
+
+    async def restore(self, clients: Mapping[bytes, Claimant]) -> None:
+        """Make Redis agree with this worker after it was away.
+
+        Entries of clients that left meanwhile go; every client that is here is entered again.
+
+        Raises:
+            RedisUnavailable: if Redis is lost again.
+        """
+        cursor = b"0"
+        while True:
+            cursor, entries = await self._link.ask(
+                b"HSCAN", self._prefix + b"w:" + self._worker, cursor, b"COUNT", _BATCH
+            )
+            for client_id, generation in zip(entries[::2], entries[1::2], strict=True):
+                client = clients.get(client_id)
+                if client is None or client.generation != int(generation):
+                    self._call(_ignore, _RELEASE, self._worker, client_id, generation)
+            if cursor == b"0":
+                break
+        self.claim_again(list(clients.values()))
+
+    async def clear(self, worker: str) -> None:
+        """Remove the entries of a worker that is dead."""
+        left = 1
+        while left:
+            left = await self._link.ask(
+                b"EVALSHA", _CLEAR.digest, 1, self._prefix, worker.encode("ascii")
+            )
+
+    def _call(self, callback: Callable[[Any], None], script: Script, *rest: bytes | int) -> None:
+        self._link.call(callback, script, self._prefix, *rest)
+
+
+def _ignore(reply: Reply) -> None:
+    """Take a reply that tells nothing."""

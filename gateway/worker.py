@@ -1,0 +1,313 @@
+"""Put one worker together: start, serve, drain, stop. The one module that knows all others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import uvloop
+
+from . import bus as bus_module
+from . import counters as c
+from . import registry as registry_module
+from .bus import Bus
+from .client import Client, Hub
+from .counters import Counters
+from .errors import RedisUnavailable
+from .handshake import HandshakePolicy
+from .http_wire import RequestEncoder
+from .push import PushConnection, PushHub
+from .redis_link import RedisLink
+from .registry import Registry
+from .router import Router
+from .settings import Settings
+from .sweeper import Sweeper
+from .upstream import Upstream
+
+_BACKLOG: Final = 4096
+_REDIS_START_S: Final = 5.0
+_POLL_S: Final = 0.02
+# Of the shutdown time, what is kept for closing sockets and Redis after the last DELETE.
+_CLOSING_SHARE: Final = 0.2
+_CLOSING_LIMIT_S: Final = 1.0
+
+_TOTALS: Final = (
+    ("connections_opened", c.CONNECTIONS_OPENED),
+    ("connections_closed", c.CONNECTIONS_CLOSED),
+    ("requests_started", c.REQUESTS_STARTED),
+    ("requests_failed", c.REQUESTS_FAILED),
+    ("requests_succeeded", c.REQUESTS_SUCCEEDED),
+)
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Tell a worker what is its own."""
+
+    index: int
+    """Number of its slot, from 0."""
+    incarnation: str
+    """Unique id of this process: supervisor, slot, and number of the fork."""
+    client_socket: socket.socket
+    push_socket: socket.socket
+    private_push_socket: socket.socket
+    """Listens on an address that no other worker shares."""
+    push_url: str
+    """URL of the private push socket, without a slash at its end."""
+    redis_url: str
+    counters: Counters
+
+
+def run(settings: Settings, assignment: Assignment) -> int:
+    """Be a worker until it is told to stop; return the exit status."""
+    # Per-connection objects make no cycles; the collector only has to look now and then.
+    gc.set_threshold(50_000, 20, 50)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, assignment))
+
+
+async def _serve(settings: Settings, assignment: Assignment) -> int:
+    worker = Worker(settings, assignment, asyncio.get_running_loop())
+    await worker.start()
+    await worker.drain_requested.wait()
+    return await worker.drain()
+
+
+class Worker:
+    """Own the sockets that one process accepts, and everything that serves them."""
+
+    def __init__(
+        self, settings: Settings, assignment: Assignment, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._settings = settings
+        self._assignment = assignment
+        self._loop = loop
+        self._log = _log.bind(worker=assignment.index)
+        self._slot = slot = assignment.counters.slot(assignment.index)
+        self.drain_requested = asyncio.Event()
+        self._servers: list[asyncio.AbstractServer] = []
+        self._restoring: asyncio.Task[None] | None = None
+        self._was_up = False
+        self._sweeper = Sweeper(loop)
+        self._upstream = Upstream(settings, slot, self._sweeper, loop, _api_tls(settings))
+        clients: dict[bytes, Client] = {}
+        connecting: dict[bytes, Client] = {}
+        self._router = Router(clients, connecting)
+        self._commands = RedisLink(
+            assignment.redis_url,
+            f"ws2api-{assignment.index}-commands",
+            loop,
+            self._sweeper,
+            self._on_commands_up,
+            self._note_redis,
+            scripts=(*registry_module.SCRIPTS, *bus_module.SCRIPTS),
+        )
+        self._bus = Bus(
+            self._commands,
+            settings.redis_prefix,
+            assignment.incarnation,
+            slot,
+            self._sweeper,
+            loop.call_soon,
+            settings.push_timeout,
+            self._router.route_remote,
+            self._router.replace,
+        )
+        self._router.bus = self._bus
+        self._subscription = RedisLink(
+            assignment.redis_url,
+            f"ws2api-{assignment.index}-subscription",
+            loop,
+            self._sweeper,
+            self._on_subscription_up,
+            self._note_redis,
+            on_message=self._bus.on_message,
+        )
+        self._registry = Registry(
+            self._commands, settings.redis_prefix, assignment.incarnation, settings.api_timeout
+        )
+        token = settings.push_token
+        self._push_hub = PushHub(
+            slot=slot,
+            sweeper=self._sweeper,
+            route=self._router.route,
+            max_message_size=int(settings.max_message_size),
+            token=b"Bearer " + token.get_secret_value().encode() if token else None,
+            totals=self._totals,
+            connections=set(),
+        )
+        self._hub = Hub(
+            slot=slot,
+            sweeper=self._sweeper,
+            upstream=self._upstream,
+            registry=self._registry,
+            encoder=RequestEncoder(settings.api),
+            policy=HandshakePolicy(settings),
+            push_url=assignment.push_url.encode("ascii"),
+            worker=assignment.incarnation,
+            max_in_flight=settings.max_in_flight,
+            max_queue=settings.max_queue,
+            max_message_size=int(settings.max_message_size),
+            ping_interval_s=settings.ping_interval,
+            ping_timeout_s=settings.ping_timeout,
+            handshake_timeout_s=settings.handshake_timeout,
+            reroute=self._router.route,
+            serve_http=self._serve_http if settings.single_port else None,
+            log_connections=settings.log_level == "debug",
+            clients=clients,
+            connecting=connecting,
+        )
+
+    # Start.
+
+    async def start(self) -> None:
+        """Connect to Redis, listen, and say so in the slot."""
+        slot = self._slot
+        slot[c.PID] = os.getpid()
+        slot[c.STARTED_S] = int(time.time())
+        slot[c.STATE] = c.STATE_STARTING
+        self._loop.add_signal_handler(signal.SIGTERM, self.drain_requested.set)
+        self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
+        self._sweeper.every_tick(self._beat)
+        self._sweeper.start()
+        self._commands.start()
+        self._subscription.start()
+        deadline = self._loop.time() + _REDIS_START_S
+        while not self._redis_is_up and self._loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
+        await self._clear_predecessor()
+        assignment = self._assignment
+        for factory, listener in (
+            (self._new_push_connection, assignment.push_socket),
+            (self._new_push_connection, assignment.private_push_socket),
+            (self._new_client, assignment.client_socket),
+        ):
+            self._servers.append(
+                await self._loop.create_server(factory, sock=listener, backlog=_BACKLOG)
+            )
+        slot[c.STATE] = c.STATE_SERVING
+        self._log.info("worker serves", incarnation=assignment.incarnation)
+
+    async def _clear_predecessor(self) -> None:
+        """Take out of Redis what the worker that had this slot before could not."""
+        name, _, number = self._assignment.incarnation.rpartition("-")
+        if number.isdecimal() and int(number) > 0:
+            try:
+                await self._registry.clear(f"{name}-{int(number) - 1}")
+            except RedisUnavailable as error:
+                self._log.warning("entries of the last worker stay in Redis", error=str(error))
+
+    def _new_client(self) -> Client:
+        return Client(self._hub)
+
+    def _new_push_connection(self) -> PushConnection:
+        return PushConnection(self._push_hub)
+
+    def _serve_http(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Move a connection of the client port to the push side (--single-port)."""
+        connection = PushConnection(self._push_hub, shows_totals=True)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(data)
+
+    def _totals(self) -> bytes:
+        counters = self._assignment.counters
+        return b"".join(
+            f"{name} {counters.total(index)}\n".encode("ascii") for name, index in _TOTALS
+        )
+
+    def _beat(self, now: float) -> None:
+        self._slot[c.HEARTBEAT_US] = time.monotonic_ns() // 1000
+
+    # Redis.
+
+    @property
+    def _redis_is_up(self) -> bool:
+        return self._commands.is_up and self._subscription.is_up
+
+    def _on_subscription_up(self) -> None:
+        self._subscription.send(_ignore_reply, b"SUBSCRIBE", self._bus.channel)
+        self._note_redis()
+
+    def _on_commands_up(self) -> None:
+        self._note_redis()
+        if self._was_up:
+            self._slot[c.REDIS_RECONNECTS] += 1
+            self._log.info("Redis is back", clients=len(self._hub.clients))
+            self._restoring = self._loop.create_task(self._restore())
+        self._was_up = True
+
+    async def _restore(self) -> None:
+        # Lost again: the next return starts over.
+        with contextlib.suppress(RedisUnavailable):
+            await self._registry.restore(self._hub.clients)
+
+    def _note_redis(self) -> None:
+        self._slot[c.REDIS_UP] = int(self._redis_is_up)
+
+    # Stop.
+
+    async def drain(self) -> int:
+        """Stop accepting, let what is in flight finish, tell clients and API, end.
+
+        Returns:
+            0, or 1 when the time ran out before the API had heard of every end.
+        """
+        hub = self._hub
+        total_s = self._settings.shutdown_timeout
+        closing_s = min(_CLOSING_LIMIT_S, total_s * _CLOSING_SHARE)
+        deadline = self._loop.time() + total_s - 2 * closing_s
+        self._slot[c.STATE] = c.STATE_DRAINING
+        self._log.info("worker drains", clients=len(hub.clients))
+        self._servers.pop().close()
+        hub.draining = True
+        for client in list(hub.clients.values()):
+            client.close(1001, "going away")
+        await self._wait_until(lambda: not hub.live, deadline)
+        unreported = len(hub.live)
+        if unreported:
+            self._log.error("the API did not hear of every disconnect", missing=unreported)
+        for server in self._servers:
+            server.close()
+        for connection in list(self._push_hub.connections):
+            connection.close_when_idle()
+        await self._wait_until(
+            lambda: not hub.open_sockets and not self._bus.unconfirmed,
+            self._loop.time() + closing_s,
+        )
+        await self._upstream.close()
+        await self._commands.stop()
+        await self._subscription.stop()
+        self._sweeper.stop()
+        self._slot[c.STATE] = c.STATE_DOWN
+        return 1 if unreported else 0
+
+    async def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
+        while not done() and self._loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
+
+
+def _api_tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.api.tls:
+        return None
+    return ssl.create_default_context(cafile=str(settings.api_ca) if settings.api_ca else None)
+
+
+def _ignore() -> None:
+    """Leave a signal to the supervisor."""
+
+
+def _ignore_reply(reply: object) -> None:
+    """Take a reply that tells nothing."""

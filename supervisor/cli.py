@@ -1,0 +1,166 @@
+"""Be the command ws2api-supervisor: settings in, a running gateway or one clear line out."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from ws2api.gateway import logs
+from ws2api.gateway.counters import Counters
+from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, load
+
+from . import admin, listeners, process
+from .embedded import EmbeddedServer, find_server
+from .errors import EXIT_GAVE_UP, EXIT_OK, EXIT_USAGE, GaveUpError, StartError
+from .listeners import Listeners
+from .tree import Parts, Tree
+
+_REDIS_TIMEOUT_S: Final = 3.0
+_EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the supervisor until it is told to stop; return the exit status.
+
+    Args:
+        arguments: the command line without the program's name; None for sys.argv.
+    """
+    try:
+        settings = load(sys.argv[1:] if arguments is None else arguments)
+        logs.configure(settings.log_level, settings.log_format)
+        process.raise_file_limit()
+        return _check(settings) if settings.check else _serve(settings)
+    except (SettingsError, StartError) as error:
+        _complain(error)
+        return EXIT_USAGE
+    except GaveUpError as error:
+        _complain(error)
+        return EXIT_GAVE_UP
+    except KeyboardInterrupt:  # before the tree handles signals
+        return _EXIT_INTERRUPTED
+
+
+def _complain(error: Exception) -> None:
+    print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _check(settings: Settings) -> int:
+    """Try everything that a start needs, and start nothing."""
+    _check_authorities(settings)
+    redis = _try_redis(settings)
+    bound = listeners.bind(settings)
+    bound.close()
+    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    print(
+        f"ok: {workers}, clients {bound.client_address}, pushes {bound.push_address}, "
+        f"admin {bound.admin_address}, api {settings.api}, redis {redis}"
+    )
+    return EXIT_OK
+
+
+def _serve(settings: Settings) -> int:
+    _check_authorities(settings)
+    redis = _try_redis(settings)
+    with contextlib.closing(listeners.bind(settings)) as bound:
+        server = EmbeddedServer(find_server()) if settings.redis == "embedded" else None
+        if server is not None:
+            redis = f"embedded ({server.url})"
+        parts = _compose(settings, bound, server, redis)
+        return Tree(parts, shutdown_timeout_s=settings.shutdown_timeout).run()
+
+
+def _compose(
+    settings: Settings, bound: Listeners, server: EmbeddedServer | None, redis: str
+) -> Parts:
+    """Say what each child does. Everything that they import is imported here, before the fork."""
+    from ws2api.gateway.worker import Assignment, run
+
+    counters = Counters(settings.workers)
+    redis_url = server.url if server is not None else settings.redis
+    started_s = time.time()
+
+    def run_worker(index: int, incarnation: str) -> int:
+        own = bound.keep_slot(index)
+        return run(
+            settings,
+            Assignment(
+                index=index,
+                incarnation=incarnation,
+                client_socket=own.client,
+                push_socket=own.push,
+                private_push_socket=own.private_push,
+                push_url=own.push_url,
+                redis_url=redis_url,
+                counters=counters,
+            ),
+        )
+
+    def run_admin() -> int:
+        return admin.run(bound.keep_admin(), counters, redis_url, started_s)
+
+    announce = partial(_announce, settings, bound, redis)
+    return Parts(counters, run_worker, run_admin, server, announce)
+
+
+def _announce(settings: Settings, bound: Listeners, redis: str) -> None:
+    """Print where the gateway listens, for people and for programs that wait for it."""
+    lines = (
+        f"clients ws://{bound.client_address}/<ClientId>",
+        f"pushes http://{bound.push_address}/<ClientId>",
+        f"admin http://{bound.admin_address}/",
+        f"api {settings.api}",
+        f"redis {redis}",
+        "ready",
+    )
+    # Whoever does not want to read them has closed the other end.
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), flush=True)
+
+
+def _check_authorities(settings: Settings) -> None:
+    if settings.api_ca is None:
+        return
+    try:
+        ssl.create_default_context(cafile=str(settings.api_ca))
+    except ssl.SSLError:  # an OSError too, but its number is none of the system's
+        raise StartError(f"api-ca: no PEM certificates in {settings.api_ca}") from None
+    except OSError as error:
+        raise StartError(f"api-ca: cannot read {settings.api_ca}: {error.strerror}") from None
+
+
+def _try_redis(settings: Settings) -> str:
+    """Make sure that there is a Redis, or a server to embed; return its name for people."""
+    if settings.redis == "embedded":
+        return f"embedded ({find_server()})"
+    name = _without_secrets(settings.redis)
+    try:
+        with Redis.from_url(
+            settings.redis,
+            socket_timeout=_REDIS_TIMEOUT_S,
+            socket_connect_timeout=_REDIS_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        ) as redis:
+            redis.ping()
+    # Beside its own errors: ValueError and TypeError are redis-py's for parts of a URL.
+    except (RedisError, OSError, ValueError, TypeError) as error:
+        raise StartError(f"redis: cannot use {name}: {error}") from None
+    return name
+
+
+def _without_secrets(url: str) -> str:
+    """Leave out the user, the password and the query of a URL, which may hold a password too."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
