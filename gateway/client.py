@@ -12,12 +12,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
 from . import counters as c
 from . import outcomes
+from .ask import Ask
 from .envelope import DESCRIBE, PUSH
 from .errors import ApiError, HandshakeError
 from .frames import (
@@ -32,7 +33,6 @@ from .frames import (
 )
 from .handshake import Handshake, HandshakePolicy, RequestHead, error_response, refusal
 from .http_wire import ReplyReader, RequestEncoder
-from .ask import Ask
 from .registry import Registry
 from .session import (
     ABNORMAL,
@@ -151,8 +151,7 @@ class Client(Session, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give the client its time for the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         hub = self._hub
         hub.open_sockets += 1
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s

@@ -11,6 +11,7 @@ from .settings import ApiUrl
 MAX_REPLY_HEAD_BYTES: Final = 65_536
 
 _TEXT_TYPE: Final = b"text/plain; charset=utf-8"
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 _BINARY_TYPE: Final = b"application/octet-stream"
 
 
@@ -173,9 +174,8 @@ class ReplyReader:
         if length == 12:
             if name.lower() == b"content-type":
                 self.content_type = value
-        elif length == 14 or length == 17:
-            if name.lower() in (b"content-length", b"transfer-encoding"):
-                self._framed = True
+        elif (length == 14 or length == 17) and name.lower() in _FRAMING:
+            self._framed = True
         if self.want_headers:
             self.headers.append((name.lower(), value))
 

@@ -11,7 +11,7 @@ import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 from urllib.parse import parse_qs
 
 import httptools
@@ -106,8 +106,7 @@ class PushConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for requests."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._hub.connections.add(self)
         self._hub.sweeper.schedule(self, _IDLE_TIMEOUT_S)
 

@@ -14,7 +14,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 import redis.asyncio
@@ -33,6 +33,7 @@ _MAX_UNANSWERED: Final = 100_000
 
 _NOT_ENOUGH: Final = object()
 
+Argument = str | int | float | bytes | memoryview
 Reply = Any
 Callback = Callable[[Reply], None]
 """Take a reply: bytes, int, list or None as RESP has it, or an exception."""
@@ -77,7 +78,7 @@ class RedisLink(asyncio.Protocol):
         on_message: Callable[[bytes], None] | None = None,
         scripts: Sequence[Script] = (),
     ) -> None:
-        self._options = parse_url(url)
+        self._options: dict[str, Any] = dict(parse_url(url))
         self._name = name
         self._loop = loop
         self._sweeper = sweeper
@@ -114,7 +115,7 @@ class RedisLink(asyncio.Protocol):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    def send(self, callback: Callback, *command: bytes | int | str) -> None:
+    def send(self, callback: Callback, *command: Argument) -> None:
         """Send one command; its reply, or an exception, goes to `callback`.
 
         While the connection is down, or when too much is unanswered, `callback` gets a
@@ -129,13 +130,13 @@ class RedisLink(asyncio.Protocol):
         """Call a script; the first argument is the prefix of all keys."""
         self.send(callback, b"EVALSHA", script.digest, 1, *arguments)
 
-    def _append(self, callback: Callback, command: tuple[bytes | int | str, ...]) -> None:
+    def _append(self, callback: Callback, command: tuple[Argument, ...]) -> None:
         if not self._waiting:
             self._heard_at = self._sweeper.now
         self._waiting.append(callback)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(command))
+        self._outgoing.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # the stub forgets the ellipsis
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
@@ -146,8 +147,7 @@ class RedisLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start with a clean parser."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH)
         self._heard_at = self._pinged_at = self._sweeper.now
         self._lost.clear()
@@ -254,7 +254,7 @@ class RedisLink(asyncio.Protocol):
         for script in self._scripts:
             await self.ask(b"SCRIPT", b"LOAD", script.source)
 
-    async def ask(self, *command: bytes | int | str) -> Reply:
+    async def ask(self, *command: Argument) -> Reply:
         """Send one command and wait for its reply: for the control plane, not for the hot path.
 
         Raises:

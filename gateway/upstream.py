@@ -13,7 +13,7 @@ import heapq
 import random
 import ssl
 from collections import deque
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import httptools
 import structlog
@@ -77,8 +77,7 @@ class ApiConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the pool."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def send(self, exchange: Exchange, now: float) -> None:
         """Write the request of an exchange; the connection must be idle."""

@@ -11,8 +11,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, NoReturn
 
 import structlog
 
@@ -48,7 +48,7 @@ def fork(body: Callable[[], int]) -> int:
     return pid
 
 
-def _live(body: Callable[[], int], parent: int, mask: set[signal.Signals]) -> None:
+def _live(body: Callable[[], int], parent: int, mask: Iterable[int]) -> NoReturn:
     """Be the child; never return, because the stack above belongs to the parent."""
     code = EXIT_EXCEPTION
     try:

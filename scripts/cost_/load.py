@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
@@ -203,7 +203,7 @@ class PushLoad(Load):
 class Pusher(Connection):
     """Push over one keep-alive connection to one worker, one request at a time."""
 
-    def __init__(self, load: PushLoad, requests: dict[int, Iterator[bytes]]) -> None:
+    def __init__(self, load: PushLoad, requests: Mapping[int, Iterator[bytes]]) -> None:
         self._load = load
         self._requests = requests
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import resource
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +96,10 @@ class System:
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as errors:
             self._process = subprocess.Popen(command, stdout=out, stderr=errors, cwd=folder)
 
+    def errors(self) -> str:
+        """Return the end of what it has printed on stderr."""
+        return (self._folder / "stderr").read_text(errors="replace")[-2_000:].strip()
+
     def output(self) -> str:
         """Return what it has printed so far."""
         return (self._folder / "stdout").read_text()
@@ -105,8 +109,7 @@ class System:
         deadline = time.monotonic() + timeout_s
         while not ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                errors = (self._folder / "stderr").read_text()[-2_000:]
-                raise CostError(f"{self.name} did not start: {errors.strip()}")
+                raise CostError(f"{self.name} did not start: {self.errors()}")
             time.sleep(0.02)
 
     def cpu_us(self) -> float:
@@ -154,13 +157,13 @@ def _stat(pid: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def run_nginx(name: str, http: str, modules: str = "", **values: object) -> Iterator[System]:
+def run_nginx(name: str, block: str, modules: str = "", **values: object) -> Iterator[System]:
     """Run an nginx of one worker with these lines in its http block."""
     with tempfile.TemporaryDirectory(prefix="ws2api-cost-") as folder:
         port = _free_port()
         user = "user root;" if os.geteuid() == 0 else ""
-        http = http.format(port=port, **values)
-        text = modules + NGINX.format(user=user, files=_file_limit() - 100, http=http)
+        block = block.format(port=port, **values)
+        text = modules + NGINX.format(user=user, files=_file_limit() - 100, http=block)
         Path(folder, "nginx.conf").write_text(text)
         command = ["nginx", "-p", folder, "-e", "stderr", "-c", "nginx.conf"]
         system = System(name, command, Path(folder))
@@ -189,6 +192,8 @@ def run_gateway(api_port: int, workers: int) -> Iterator[System]:
             assert port, system.output()
             system.port = int(port[1])
             yield system
+        except CostError as error:
+            raise CostError(f"{error}\n{system.errors()}".strip()) from None
         finally:
             system.stop()
 
@@ -205,8 +210,9 @@ def run_nchan(api_port: int) -> contextlib.AbstractContextManager[System]:
 
 def requests_seen(api: System) -> int:
     """Ask the API's nginx how many requests it has had, this one included."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{api.port}/@status") as reply:
-        return int(reply.read().split()[9])
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", api.port)) as connection:
+        connection.request("GET", "/@status")
+        return int(connection.getresponse().read().split()[9])
 
 
 def _free_port() -> int:

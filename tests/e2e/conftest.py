@@ -6,10 +6,12 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from harness.api import FakeApi
 from harness.gateway import GatewayProcess
+from harness.valkey import ValkeyProcess
 
 StartGateway = Callable[..., GatewayProcess]
 
@@ -59,6 +61,13 @@ def start_gateway() -> Iterator[StartGateway]:
     """Start gateways with options of the test's own; each is stopped and must end cleanly."""
     with ExitStack() as running:
         yield lambda **options: running.enter_context(GatewayProcess(**options))
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
+    """Run a Valkey server that the test may take away."""
+    with ValkeyProcess(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

@@ -73,6 +73,11 @@ class Program:
         finally:
             os.close(self._output)
 
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit status that it leads to."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE_S)
+
     @property
     def _has_ended(self) -> bool:
         return self.process.poll() is not None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -102,7 +100,9 @@ class TestDelivery:
                 assert receiver.client.receive() == message
 
     @pytest.mark.parametrize("size", [MIB, MIB - 1])
-    def test_largest(self, gateway: GatewayProcess, api: FakeApi, client_id: str, size: int) -> None:
+    def test_largest(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str, size: int
+    ) -> None:
         first, second = connect_apart(gateway, api, client_id)
         message = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
         pushes = gateway.push_client(first.worker_address)
@@ -321,7 +321,7 @@ class TestDelete:
             connected.client.assert_closed(4100, "paid out")
             delete = api.wait_for_one(connected.client_id, "DELETE")
             assert delete.generation == api.wait_for_one(connected.client_id, "GET").generation
-            until(lambda name=connected.client_id: pushes.get(name).status == 404)
+            assert pushes.push(connected.client_id, "after the end").status == 404
 
     def test_without_code_and_reason(self, gateway: GatewayProcess, client_id: str) -> None:
         client = gateway.connect(client_id)
@@ -506,9 +506,7 @@ class TestRequests:
     def test_body_over_the_limit(self, gateway: GatewayProcess, near: Connected) -> None:
         assert gateway.push_client().push(near.client_id, b"x" * (MIB + 1)).status == 413
 
-    def test_body_announced_over_the_limit(
-        self, gateway: GatewayProcess, near: Connected
-    ) -> None:
+    def test_body_announced_over_the_limit(self, gateway: GatewayProcess, near: Connected) -> None:
         stream = gateway.push_client().stream
         head = {"Host": "push.example", "Content-Length": str(1 << 40)}
         stream.write(encode_head(f"POST /{near.client_id} HTTP/1.1", head))
@@ -560,9 +558,7 @@ class TestWithoutRedis:
         valkey: ValkeyProcess,
         client_id: str,
     ) -> None:
-        gateway = start_gateway(
-            api=own_api.url, redis=valkey.url, workers=2, push_timeout="1s"
-        )
+        gateway = start_gateway(api=own_api.url, redis=valkey.url, workers=2, push_timeout="1s")
         near, far = connect_apart(gateway, own_api, client_id)
         pushes = gateway.push_client(near.worker_address)
         assert pushes.push(far.client_id, "before").status == 200
@@ -598,10 +594,3 @@ class TestWithoutRedis:
         valkey.start()
         until(lambda: gateway.admin_get("/readyz").status == 200, what="readiness")
         assert gateway.push_client().push(client_id, "welcome back").status == 200
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
-    """Run a Valkey server that the test may take away."""
-    with ExitStack() as running:
-        yield running.enter_context(ValkeyProcess(tmp_path))

@@ -262,9 +262,7 @@ class TestUtf8:
         assert client.receive() == VALID_TEXTS[0]
 
     @pytest.mark.parametrize("payload", INVALID_TEXTS.values(), ids=INVALID_TEXTS.keys())
-    def test_invalid(
-        self, client: WsClient, api: FakeApi, client_id: str, payload: bytes
-    ) -> None:
+    def test_invalid(self, client: WsClient, api: FakeApi, client_id: str, payload: bytes) -> None:
         client.send_frame(Op.TEXT, payload)
         client.assert_closed(1007)
         api.wait_for_one(client_id, "DELETE")
