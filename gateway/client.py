@@ -38,6 +38,7 @@ from .session import (
     ABNORMAL,
     ASKING,
     CLAIMING,
+    CLOSED,
     CLOSING,
     HANDSHAKE,
     NO_CLOSE_FRAME,
@@ -83,9 +84,7 @@ class Hub:
     connecting: dict[bytes, Client] = field(default_factory=dict)
     """Clients whose connect is being decided, the newest of each id."""
     live: set[Client] = field(default_factory=set)
-    """Every session from the API's first request to its last."""
-    open_sockets: int = 0
-    """Connections on the client port, in any state."""
+    """Every client whose socket is open, or whom the API has not heard the last of."""
     last_generation: int = 0
 
     def next_generation(self) -> int:
@@ -153,7 +152,7 @@ class Client(Session, asyncio.Protocol):
         """Give the client its time for the handshake."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         hub = self._hub
-        hub.open_sockets += 1
+        hub.live.add(self)
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
         hub.sweeper.schedule(self, hub.handshake_timeout_s)
 
@@ -187,7 +186,6 @@ class Client(Session, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, after what the client had sent before."""
         self._transport = None
-        self._hub.open_sockets -= 1
         reader = self._reader
         if self.state == OPEN and reader is not None:
             while self.state == OPEN and (event := reader.next_event()) is not None:
@@ -197,6 +195,13 @@ class Client(Session, asyncio.Protocol):
                     self.end(event.code, event.reason)
         self._reader = None
         self.end(ABNORMAL, NO_CLOSE_FRAME)
+        if self.state == CLOSED:
+            self._hub.live.discard(self)
+
+    def abort(self) -> None:
+        """Drop the socket at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         """Note that the client does not read."""
@@ -243,7 +248,7 @@ class Client(Session, asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> None:
         opening = self._opening
-        if opening is None or opening.head is None or self._close_by == 0.0:
+        if opening is None or opening.head is None:
             return  # refused already: what still comes is not read
         if opening.raw is not None:
             opening.raw += data
@@ -268,7 +273,7 @@ class Client(Session, asyncio.Protocol):
         assert transport is not None and opening.raw is not None
         assert self._hub.serve_http is not None
         self._opening = None
-        self._hub.open_sockets -= 1
+        self._forget()
         self._hub.serve_http(transport, bytes(opening.raw))
 
     def _peer(self) -> str:
@@ -287,7 +292,6 @@ class Client(Session, asyncio.Protocol):
         self.client_id = client_id = handshake.client_id
         self.generation = hub.next_generation()
         hub.connecting[client_id] = self
-        hub.live.add(self)
         hub.registry.announce(client_id, self.generation)
         wire = hub.encoder.connect(
             client_id,
@@ -361,8 +365,8 @@ class Client(Session, asyncio.Protocol):
         self._send_refusal(response)
         if self.client_id:
             self._leave_connecting()
-            self._forget()
         self._opening = None
+        self._forget()
 
     def _send_refusal(self, response: bytes) -> None:
         self._hub.slot[c.HANDSHAKES_REFUSED] += 1
@@ -503,10 +507,9 @@ class Client(Session, asyncio.Protocol):
         hub.upstream.submit(Exchange(self, DISCONNECT, wire))
 
     def _forget(self) -> None:
-        hub = self._hub
-        hub.live.discard(self)
-        if hub.clients.get(self.client_id) is self:
-            del hub.clients[self.client_id]
+        super()._forget()
+        if self._transport is None:
+            self._hub.live.discard(self)
 
     # Deadlines.
 

@@ -33,6 +33,9 @@ _SMALL_OVERHEAD: Final = 6
 _SMALL_LIMIT: Final = 125
 _MEDIUM_OVERHEAD: Final = 8
 _LARGE_OVERHEAD: Final = 14
+# A message of many tiny or empty fragments costs work that its size does not show; 1 MiB in
+# fragments of 64 bytes is still let through.
+_MAX_FRAGMENTS: Final = 16_384
 
 # One logger for all connections: the library would otherwise ask the logging module for each.
 _silent: Final = logging.getLogger("ws2api.websockets")
@@ -112,7 +115,15 @@ class FrameReader:
         max_size: largest message in bytes; a larger one ends with 1009.
     """
 
-    __slots__ = ("_buffer", "_decode", "_first_byte", "_fragments", "_max_size", "_protocol")
+    __slots__ = (
+        "_buffer",
+        "_decode",
+        "_first_byte",
+        "_fragment_count",
+        "_fragments",
+        "_max_size",
+        "_protocol",
+    )
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
@@ -122,6 +133,7 @@ class FrameReader:
         # The message under way, when it came in fragments; a bytearray, because a million empty
         # fragments must not cost memory.
         self._fragments: bytearray | None = None
+        self._fragment_count = 0
         self._first_byte = 0
         # Incremental UTF-8 decoder of a fragmented text message, None for a binary one.
         self._decode: Callable[[bytes, bool], str] | None = None
@@ -204,6 +216,10 @@ class FrameReader:
             return self._message(frame[0], payload)
         protocol = self._library()
         closing_already = protocol.state is not OPEN
+        if frame[0] & 0x0F == Opcode.CLOSE:
+            # 5.4: "Control frames MAY be injected in the middle of a fragmented message." The
+            # library takes a close there for an error; it is only the end of that message.
+            protocol.current_size = None
         protocol.receive_data(frame)
         for received in protocol.events_received():
             assert isinstance(received, Frame)
@@ -238,9 +254,13 @@ class FrameReader:
         if frame.opcode is not Opcode.CONT:
             self._first_byte = 0x80 | frame.opcode
             self._fragments = bytearray()
+            self._fragment_count = 0
             is_text = frame.opcode is Opcode.TEXT
             self._decode = codecs.getincrementaldecoder("utf-8")().decode if is_text else None
         assert self._fragments is not None
+        self._fragment_count += 1
+        if self._fragment_count > _MAX_FRAGMENTS:
+            return self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
         data = bytes(frame.data)
         self._fragments += data
         if self._decode is not None:

@@ -94,13 +94,18 @@ class ApiUrl:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration in the largest unit that keeps it whole, as an option accepts it."""
+    """Write a duration in the unit that suits it, as an option accepts it."""
     for unit in ("h", "m", "s"):
         count = seconds / _DURATION_UNITS_S[unit]
         # 60s reads better than 1m, 24h better than 86400s: a unit is used from two of it on.
         if count.is_integer() and (count >= 2 or unit == "s"):
             return f"{count:.0f}{unit}"
-    return f"{seconds * 1000:g}ms"
+    return f"{_decimal(seconds)}s" if seconds > 1 else f"{_decimal(seconds * 1000)}ms"
+
+
+def _decimal(number: float) -> str:
+    """Write a number without an exponent, to three places, none of them idle."""
+    return f"{number:.3f}".rstrip("0").rstrip(".")
 
 
 def format_size(size_bytes: int) -> str:

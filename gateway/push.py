@@ -21,7 +21,7 @@ from .ask import Ask
 from .envelope import CLOSE, DESCRIBE, PUSH
 from .errors import HandshakeError
 from .frames import BINARY, TEXT, is_utf8
-from .handshake import MAX_HEAD_BYTES, split_target
+from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, split_target
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
@@ -63,7 +63,7 @@ class PushRequest(Ask):
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Answer the API."""
-        self.answer = self._connection.encode_answer(outcome, body)
+        self.answer = self._connection.encode_answer(self, outcome, body)
         self._connection.write_answers()
 
 
@@ -93,7 +93,9 @@ class PushConnection(asyncio.Protocol):
         self._url = b""
         self._type = b""
         self._authorization = b""
-        self._generation = b""
+        self._generation: bytes | None = None
+        self._announced_size = 0
+        self._header_count = 0
         self._expects_continue = False
         self._head_size = 0
         self._body = b""
@@ -152,6 +154,11 @@ class PushConnection(asyncio.Protocol):
         self._transport.close()
         return 0.0
 
+    def abort(self) -> None:
+        """Drop the socket at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def close_when_idle(self) -> None:
         """Take no further request; close when the last is answered."""
         self._closing = True
@@ -160,9 +167,10 @@ class PushConnection(asyncio.Protocol):
     # Called by httptools.
 
     def on_message_begin(self) -> None:
-        self._url = self._type = self._authorization = self._generation = b""
+        self._url = self._type = self._authorization = b""
+        self._generation = None
         self._expects_continue = False
-        self._head_size = self._body_size = 0
+        self._head_size = self._header_count = self._body_size = self._announced_size = 0
         self._body = b""
         self._more = None
         self._refused = None
@@ -172,6 +180,7 @@ class PushConnection(asyncio.Protocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_count += 1
         self._count(len(name) + len(value))
         name = name.lower()
         if name == b"content-type":
@@ -180,6 +189,8 @@ class PushConnection(asyncio.Protocol):
             self._authorization = value
         elif name == b"ws2api-generation":
             self._generation = value
+        elif name == b"content-length" and value.isdigit():
+            self._announced_size = int(value[:20])
         elif name == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
 
@@ -188,6 +199,8 @@ class PushConnection(asyncio.Protocol):
             self._authorization, self._hub.token
         ):
             self._refuse(outcomes.UNAUTHORIZED, b"")
+        elif self._announced_size > self._hub.max_message_size:
+            self._refuse(outcomes.TOO_LARGE, b"")
         elif self._expects_continue and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -224,7 +237,7 @@ class PushConnection(asyncio.Protocol):
 
     def _count(self, size: int) -> None:
         self._head_size += size
-        if self._head_size > MAX_HEAD_BYTES:
+        if self._head_size > MAX_HEAD_BYTES or self._header_count > MAX_HEADERS:
             self._refuse(outcomes.HEAD_TOO_LARGE, b"")
 
     def _refuse(self, outcome: int, body: bytes) -> None:
@@ -240,7 +253,7 @@ class PushConnection(asyncio.Protocol):
             ask.client_id, query = split_target(self._url)
         except HandshakeError as error:
             return outcomes.BAD_REQUEST, f"{error}\n".encode()
-        if self._generation:
+        if self._generation is not None:
             if not self._generation.isdigit() or len(self._generation) > 18:
                 return outcomes.BAD_REQUEST, b"Ws2api-Generation must be a number\n"
             ask.generation = int(self._generation)
@@ -267,14 +280,17 @@ class PushConnection(asyncio.Protocol):
 
     # Answers.
 
-    def encode_answer(self, outcome: int, body: bytes) -> bytes:
+    def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Return the HTTP answer to an outcome, and count it."""
         status, text, counter = outcomes.ANSWERS[outcome]
         self._hub.slot[counter] += 1
-        if outcome == outcomes.OK and not body:
+        is_last = self._closing and bool(self._pending) and self._pending[-1] is request
+        if outcome == outcomes.OK and not body and not is_last:
             return _OK
         json = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
         extra = outcomes.HEADER_LINES.get(outcome, b"")
+        if is_last:
+            extra += b"Connection: close\r\n"
         body = body or text
         return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
             status,

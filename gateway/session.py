@@ -1,11 +1,12 @@
 """Live one client's life as a state machine: events in, actions out. Pure: it knows no socket.
 
-    HANDSHAKE → ASKING → CLAIMING → OPEN → CLOSING → CLOSED
+    HANDSHAKE → ASKING → CLAIMING → OPEN → CLOSING → REPORTING → CLOSED
 
 HANDSHAKE reads the request, ASKING waits for the API's answer to it, CLAIMING for the registry to
-know the id; OPEN passes messages on; CLOSING sends what was received before the end, then reports
-the end; CLOSED is when the API has been told. The socket may end at any point and is the
-subclass's affair: `Client` carries the actions out, a recording subclass in the tests notes them.
+know the id; OPEN passes messages on; CLOSING sends what was received before the end; REPORTING
+waits until the API has heard of the end; CLOSED owes nothing to anybody. The socket may end at any
+point and is the subclass's affair: `Client` carries the actions out, a recording subclass in the
+tests notes them.
 
 The order of one client's messages is kept here: at most `max_in_flight` are under way to the API,
 the next wait in a bounded queue, and beyond it the socket is not read.
@@ -28,9 +29,8 @@ ASKING: Final = 1
 CLAIMING: Final = 2
 OPEN: Final = 3
 CLOSING: Final = 4
-CLOSED: Final = 5
-
-STATE_NAMES: Final = ("handshake", "asking", "claiming", "open", "closing", "closed")
+REPORTING: Final = 5
+CLOSED: Final = 6
 
 # The reason that the API gets when a connection ended without a close frame.
 NO_CLOSE_FRAME: Final = "EOF"
@@ -54,6 +54,7 @@ class Session:
     """
 
     __slots__ = (
+        "_farewell",
         "_limits",
         "_queue",
         "_reading",
@@ -82,6 +83,8 @@ class Session:
         # Messages that wait for their turn, None while none ever had to.
         self._queue: deque[tuple[int, bytes]] | None = None
         self._reading = True
+        # Code and reason to close with when nothing is under way, None while there is no hurry.
+        self._farewell: tuple[int, str] | None = None
         self.writable = True
         """False while the socket's write buffer is above its limit."""
         self.left = False
@@ -132,10 +135,6 @@ class Session:
 
     def _report(self) -> None:
         """Send the DELETE to the API."""
-        raise NotImplementedError
-
-    def _forget(self) -> None:
-        """Drop the session: nothing more is to be done for it."""
         raise NotImplementedError
 
     # Events of the connect.
@@ -252,10 +251,14 @@ class Session:
             self._regulate()
         if self.state >= CLOSING:
             self._report_when_done()
+        elif self._farewell is not None and not self.in_flight:
+            self.close(*self._farewell)
 
     def _regulate(self) -> None:
         """Stop reading at a full queue, go on at half of it."""
         limit = self._limits.max_queue
+        if self._farewell is not None:
+            return
         if self._reading:
             if self.queued >= limit or not self.writable:
                 self._reading = False
@@ -293,6 +296,19 @@ class Session:
             self._send_close(code, reason)
             self.end(code, reason)
 
+    def drain(self, code: int, reason: str) -> None:
+        """End the connection from this side when the messages under way are answered.
+
+        What the client sends from now on is not read.
+        """
+        if not self.in_flight and not self._queue:
+            self.close(code, reason)
+        elif self.state == OPEN:
+            self._farewell = code, reason
+            if self._reading:
+                self._reading = False
+                self._read_on(False)
+
     def replace(self) -> None:
         """Give way to a newer connection of the same client."""
         self.replaced = True
@@ -314,8 +330,12 @@ class Session:
         """Report the end after the last message, so that the API sees it last."""
         if self.state != CLOSING or not self._released or self.in_flight or self._queue:
             return
-        self.state = CLOSED
         if self.replaced:
             self._forget()
         else:
+            self.state = REPORTING
             self._report()
+
+    def _forget(self) -> None:
+        """Have done: nothing more is to be said to the API."""
+        self.state = CLOSED

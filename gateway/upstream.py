@@ -343,6 +343,8 @@ class Upstream:
                 self._fail(exchange, ApiUnreachable(f"the API is unreachable: {text}"))
             else:
                 self._queue.append(exchange)
+        if self._queue:
+            self._slot[c.REQUESTS_RETRIED] += 1
 
     # Deadlines.
 

@@ -30,6 +30,7 @@ from .push import PushConnection, PushHub
 from .redis_link import RedisLink
 from .registry import Registry
 from .router import Router
+from .session import ASKING, CLOSED
 from .settings import Settings
 from .sweeper import Sweeper
 from .upstream import Upstream
@@ -40,6 +41,8 @@ _POLL_S: Final = 0.02
 # Of the shutdown time, what is kept for closing sockets and Redis after the last DELETE.
 _CLOSING_SHARE: Final = 0.2
 _CLOSING_LIMIT_S: Final = 1.0
+# And how long the API's answers to messages under way are waited for, before clients are closed.
+_PATIENCE_SHARE: Final = 0.4
 
 _TOTALS: Final = (
     ("connections_opened", c.CONNECTIONS_OPENED),
@@ -197,6 +200,7 @@ class Worker:
             self._servers.append(
                 await self._loop.create_server(factory, sock=listener, backlog=_BACKLOG)
             )
+        self._beat(self._loop.time())
         slot[c.STATE] = c.STATE_SERVING
         self._log.info("worker serves", incarnation=assignment.incarnation)
 
@@ -268,31 +272,43 @@ class Worker:
         hub = self._hub
         total_s = self._settings.shutdown_timeout
         closing_s = min(_CLOSING_LIMIT_S, total_s * _CLOSING_SHARE)
+        patience_s = total_s * _PATIENCE_SHARE
         deadline = self._loop.time() + total_s - 2 * closing_s
         self._slot[c.STATE] = c.STATE_DRAINING
         self._log.info("worker drains", clients=len(hub.clients))
         self._servers.pop().close()
         hub.draining = True
         for client in list(hub.clients.values()):
+            client.drain(1001, "going away")
+        await self._wait_until(lambda: not hub.clients, self._loop.time() + patience_s)
+        for client in list(hub.clients.values()):
             client.close(1001, "going away")
-        await self._wait_until(lambda: not hub.live, deadline)
-        unreported = len(hub.live)
-        if unreported:
+        await self._wait_until(lambda: not self._unreported, deadline)
+        if unreported := self._unreported:
             self._log.error("the API did not hear of every disconnect", missing=unreported)
         for server in self._servers:
             server.close()
         for connection in list(self._push_hub.connections):
             connection.close_when_idle()
         await self._wait_until(
-            lambda: not hub.open_sockets and not self._bus.unconfirmed,
+            lambda: not hub.live and not self._push_hub.connections,
             self._loop.time() + closing_s,
         )
+        for client in list(hub.live):
+            client.abort()
+        for connection in list(self._push_hub.connections):
+            connection.abort()
         await self._upstream.close()
         await self._commands.stop()
         await self._subscription.stop()
         self._sweeper.stop()
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0
+
+    @property
+    def _unreported(self) -> int:
+        """Count the clients of whom the API has yet to hear."""
+        return sum(ASKING <= client.state < CLOSED for client in self._hub.live)
 
     async def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
         while not done() and self._loop.time() < deadline:

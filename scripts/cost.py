@@ -134,10 +134,10 @@ def measure_idle(options: argparse.Namespace, results: Results) -> None:
 
 def _weigh(system: System, options: argparse.Namespace, results: Results) -> None:
     time.sleep(options.warm_up)
-    kb, cpu_us = system.pss_kb(), system.cpu_us()
+    kb, cpu_us = system.memory_kb(), system.cpu_us()
     with Generator(Load, system.port, options.idle_clients):
         time.sleep(options.warm_up)
-        kb, cpu_us = system.pss_kb() - kb, system.cpu_us() - cpu_us
+        kb, cpu_us = system.memory_kb() - kb, system.cpu_us() - cpu_us
     clients = options.idle_clients
     results.add(system.name, idle_kb=kb / clients, connect_us=cpu_us / clients)
     results.count(system.name, idle_clients=clients)
@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return 1 when counts do not add up."""
     options = parse(arguments)
     prepare(options)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that children end as well
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that the children end as well
+        signal.signal(number, lambda *_: sys.exit(1))
     results = Results()
     try:
         if "messages" in options.only:

@@ -129,9 +129,12 @@ class Admin:
         findings = []
         for worker in range(self._counters.workers):
             slot = self._counters.slot(worker)
-            silent_s = (self._monotonic_us() - slot[c.HEARTBEAT_US]) / 1e6
+            last_beat_us = slot[c.HEARTBEAT_US]
+            silent_s = (self._monotonic_us() - last_beat_us) / 1e6
             if not serves(slot):
                 findings.append(f"worker {worker} is {_state(slot)}")
+            elif last_beat_us == 0:
+                findings.append(f"worker {worker} has not beaten yet")
             elif silent_s >= HEARTBEAT_LIMIT_S:
                 findings.append(f"worker {worker} has not beaten for {silent_s:.0f} s")
         return findings

@@ -179,12 +179,8 @@ class Tree:
         _log.debug("forked", child=child.name, pid=child.pid)
 
     def _fork_worker(self, index: int) -> int:
-        forks = self._workers[index].forks
-        incarnation = f"{self._instance}-{index}-{forks}"
-        pid = process.fork(partial(self._be_worker, index, incarnation))
-        if forks:
-            self._parts.counters.slot(index)[c.RESTARTS] += 1
-        return pid
+        incarnation = f"{self._instance}-{index}-{self._workers[index].forks}"
+        return process.fork(partial(self._be_worker, index, incarnation))
 
     def _fork_admin(self, run_admin: Callable[[], int]) -> int:
         return process.fork(partial(self._be_admin, run_admin))
@@ -220,8 +216,11 @@ class Tree:
         now = time.monotonic()
         state = c.STATE_DOWN
         if child.slot is not None:
-            state = self._parts.counters.slot(child.slot)[c.STATE]
+            slot = self._parts.counters.slot(child.slot)
+            state = slot[c.STATE]
             self._parts.counters.settle(child.slot)
+            if not self._stopping:
+                slot[c.RESTARTS] += 1  # before the fork, so that the replacement finds it
         if self._stopping:
             # One that was still booting has no handler for SIGTERM, and nothing to lose either.
             early = exit_code == -signal.SIGTERM and state < c.STATE_SERVING

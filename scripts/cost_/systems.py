@@ -116,10 +116,15 @@ class System:
         """Sum user and system time of the tree; a child that ended counts with its parent."""
         return sum(self._tree().values()) * 1e6 / os.sysconf("SC_CLK_TCK")
 
-    def pss_kb(self) -> int:
-        """Sum the proportional set sizes of the tree: a shared page counts once in all."""
+    def memory_kb(self) -> int:
+        """Sum the proportional set sizes of the tree: a shared page counts once in all.
+
+        Pages of files are left out: they do not grow with connections, and how they are shared
+        out changes with whatever else runs the same Python.
+        """
         rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._tree())
-        return sum(int(re.findall(r"^Pss: +(\d+)", text, re.M)[0]) for text in rollups)
+        sizes = (re.findall(r"^Pss_(?:Anon|Shmem): +(\d+)", text, re.M) for text in rollups)
+        return sum(int(kb) for pair in sizes for kb in pair)
 
     def stop(self) -> None:
         """End the tree, gently at first."""
@@ -181,6 +186,8 @@ def run_gateway(api_port: int, workers: int) -> Iterator[System]:
 
     Pings are off the table as they are in Nchan: none is due while a figure is taken.
     """
+    if not SUPERVISOR.exists():
+        raise CostError(f"{SUPERVISOR} is missing: install the package, then use its python")
     command = [str(SUPERVISOR), f"--workers={workers}", f"--api=http://127.0.0.1:{api_port}/"]
     command += [f"--{name}listen=127.0.0.1:0" for name in ("", "push-", "admin-")]
     command += ["--ping-interval=1h", "--log-level=warning"]

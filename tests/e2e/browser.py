@@ -47,8 +47,11 @@ class Browser:
             start_new_session=True,
         )
         self._numbers = itertools.count(1)
+        self._connected = contextlib.ExitStack()
         try:
-            self._socket = connect(self._devtools_url(), proxy=None, max_size=None)
+            self._socket = self._connected.enter_context(
+                connect(self._devtools_url(), proxy=None, max_size=None)
+            )
         except BaseException:
             self._stop_process()
             raise
@@ -59,7 +62,7 @@ class Browser:
     def __exit__(self, *exc_info: object) -> None:
         with contextlib.suppress(ConnectionClosed, TimeoutError):  # it may go before it answers
             self.call("Browser.close")
-        self._socket.close()
+        self._connected.close()
         self._stop_process()
 
     def open(self, url: str) -> Page:

@@ -120,14 +120,16 @@ class TestRetry:
         assert {(delete.close_code, delete.text) for delete in deletes} == {(1000, "bye")}
         assert len({delete.generation for delete in deletes}) == 1
 
-    def test_waits_for_an_api_that_is_away(
+    def test_waits_for_an_api_that_is_away_for_long(
         self, own_api: FakeApi, start_gateway: StartGateway, client_id: str
     ) -> None:
         gateway = start_gateway(api=own_api.url, api_timeout="1s")
         client = gateway.connect(client_id)
+        bystander = gateway.connect(f"{client_id}-bystander")
         own_api.close()
         client.close(1000, "bye")
-        until(lambda: gateway.count("requests_retried") >= 2, what="two retries")
+        bystander.send("does not wait that long")
+        until(lambda: gateway.count("requests_failed"), what="a message fails")
         own_api.open()
         assert own_api.wait_for_one(client_id, "DELETE").text == "bye"
 

@@ -1,0 +1,202 @@
+"""Ask the admin port about workers and Redis in every state."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from harness.valkey import ValkeyProcess
+from harness.waiting import DEADLINE_S
+from ws2api.gateway import counters as c
+from ws2api.supervisor import admin, process
+from ws2api.supervisor.admin import HEARTBEAT_LIMIT_S, Admin
+
+# Another test's server may run in a thread: no child here touches what a thread could hold.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+NOW_US = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
+    with ValkeyProcess(tmp_path_factory.mktemp("valkey")) as valkey:
+        yield valkey
+
+
+@pytest.fixture
+def counters() -> c.Counters:
+    """Return the slots of two workers that serve."""
+    counters = c.Counters(2)
+    for worker in range(2):
+        slot = counters.slot(worker)
+        slot[c.STATE] = c.STATE_SERVING
+        slot[c.HEARTBEAT_US] = NOW_US
+        slot[c.PID] = 100 + worker
+        slot[c.STARTED_S] = int(time.time())
+    return counters
+
+
+def get(counters: c.Counters, redis_url: str, *paths: str) -> list[tuple[int, str, str]]:
+    """Ask for each path in turn; return status, body and content type of each."""
+
+    async def ask() -> list[tuple[int, str, str]]:
+        application = Admin(counters, redis_url, 1000.0, lambda: NOW_US).application()
+        answers = []
+        async with TestClient(TestServer(application)) as client:
+            for path in paths:
+                async with client.get(path) as reply:
+                    answers.append(
+                        (reply.status, await reply.text(), reply.headers["Content-Type"])
+                    )
+        return answers
+
+    return asyncio.run(ask())
+
+
+def readiness(counters: c.Counters, redis_url: str) -> tuple[int, str]:
+    ((status, text, _),) = get(counters, redis_url, "/readyz")
+    return status, text
+
+
+def test_is_healthy(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    ((status, text, _),) = get(counters, valkey.url, "/healthz")
+    assert (status, text) == (200, "ok\n")
+
+
+def test_is_ready_when_all_serve(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    assert readiness(counters, valkey.url) == (200, "ready\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        (c.STATE_DOWN, "down"),
+        (c.STATE_STARTING, "starting"),
+        (c.STATE_DRAINING, "draining"),
+        (99, "unknown"),
+    ],
+)
+def test_names_the_worker_that_does_not_serve(
+    counters: c.Counters, valkey: ValkeyProcess, state: int, word: str
+) -> None:
+    counters.slot(1)[c.STATE] = state
+    assert readiness(counters, valkey.url) == (503, f"worker 1 is {word}\n")
+
+
+def test_names_the_worker_whose_loop_is_stuck(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    limit_us = int(HEARTBEAT_LIMIT_S * 1e6)
+    counters.slot(0)[c.HEARTBEAT_US] = NOW_US - limit_us + 1
+    assert readiness(counters, valkey.url)[0] == 200
+    counters.slot(0)[c.HEARTBEAT_US] = NOW_US - limit_us
+    assert readiness(counters, valkey.url) == (503, "worker 0 has not beaten for 5 s\n")
+
+
+def test_waits_for_the_first_beat(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    counters.slot(0)[c.HEARTBEAT_US] = 0
+    assert readiness(counters, valkey.url) == (503, "worker 0 has not beaten yet\n")
+
+
+def test_names_redis_when_it_is_away(counters: c.Counters, tmp_path: Path) -> None:
+    status, text = readiness(counters, f"unix://{tmp_path}/nothing")
+    assert status == 503
+    assert text.startswith("redis: ")
+    assert text.count("\n") == 1
+
+
+def test_does_not_hang_when_redis_hangs(counters: c.Counters) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        status, text = readiness(counters, f"redis://127.0.0.1:{silent.getsockname()[1]}")
+    assert (status, text) == (503, "redis did not answer within 1 s\n")
+
+
+def test_names_everything_that_is_not_ready(counters: c.Counters, tmp_path: Path) -> None:
+    counters.settle(0)
+    counters.settle(1)
+    _, text = readiness(counters, f"unix://{tmp_path}/nothing")
+    assert [line.split()[0] for line in text.splitlines()] == ["worker", "worker", "redis:"]
+
+
+def test_is_ready_again_after_redis_restarted(counters: c.Counters, tmp_path: Path) -> None:
+    async def ask(valkey: ValkeyProcess) -> list[int]:
+        statuses = []
+        application = Admin(counters, valkey.url, 1000.0, lambda: NOW_US).application()
+        async with TestClient(TestServer(application)) as client:
+            for change in (valkey.start, valkey.stop, valkey.start):
+                await asyncio.to_thread(change)
+                async with client.get("/readyz") as reply:
+                    statuses.append(reply.status)
+        return statuses
+
+    valkey = ValkeyProcess(tmp_path)
+    try:
+        assert asyncio.run(ask(valkey)) == [200, 503, 200]
+    finally:
+        valkey.stop()
+
+
+def test_status_tells_about_each_worker(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    slot = counters.slot(0)
+    slot[c.CONNECTIONS_OPENED], slot[c.CONNECTIONS_CLOSED] = 9, 2
+    counters.slot(1)[c.RESTARTS] = 4
+    counters.settle(1)
+    ((status, text, content_type),) = get(counters, valkey.url, "/status")
+    assert status == 200
+    assert content_type.startswith("application/json")
+    document = json.loads(text)
+    first, second = document["workers"]
+    assert first.pop("uptime_s") >= 0
+    assert first == {
+        "worker": 0,
+        "state": "serving",
+        "pid": 100,
+        "restarts": 0,
+        "connections": 7,
+    }
+    assert second == {
+        "worker": 1,
+        "state": "down",
+        "pid": None,
+        "uptime_s": None,
+        "restarts": 4,
+        "connections": 0,
+    }
+    assert document["uptime_s"] > 0
+
+
+def test_metrics_are_prometheus_text(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    ((status, text, content_type),) = get(counters, valkey.url, "/metrics")
+    assert status == 200
+    assert content_type.startswith("text/plain; version=")
+    assert 'ws2api_connections_opened_total{worker="1"} 0.0' in text
+
+
+def test_unknown_path_is_not_found(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    ((status, _, _),) = get(counters, valkey.url, "/nothing")
+    assert status == 404
+
+
+def test_runs_in_a_process_and_ends_on_sigterm(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        listener.setblocking(False)
+        pid = process.fork(lambda: admin.run(listener, counters, valkey.url, time.time()))
+        try:
+            port = listener.getsockname()[1]
+            # Left open: an idle keep-alive connection must not delay the end.
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as one:
+                one.request("GET", "/healthz")
+                assert one.getresponse().read() == b"ok\n"
+                os.kill(pid, signal.SIGTERM)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise

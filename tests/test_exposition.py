@@ -1,0 +1,97 @@
+"""Read /metrics the way Prometheus does."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from ws2api.gateway import counters as c
+from ws2api.supervisor.exposition import create_registry, render
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+
+
+@pytest.fixture
+def counters() -> c.Counters:
+    return c.Counters(2)
+
+
+def scrape(counters: c.Counters) -> dict[str, Metric]:
+    body, _ = render(create_registry(counters, 1000.5), "")
+    return {family.name: family for family in parse_text(body.decode())}
+
+
+def value(counters: c.Counters, name: str, **labels: str) -> float:
+    samples = [sample for family in scrape(counters).values() for sample in family.samples]
+    (sample,) = [s for s in samples if s.name == f"ws2api_{name}" and s.labels == labels]
+    return sample.value
+
+
+def test_counters_of_each_worker(counters: c.Counters) -> None:
+    counters.slot(0)[c.MESSAGES_RECEIVED] = 5
+    counters.slot(1)[c.MESSAGES_RECEIVED] = 1 << 60
+    assert value(counters, "messages_received_total", worker="0") == 5
+    assert value(counters, "messages_received_total", worker="1") == 1 << 60
+
+
+def test_labels_of_a_counter(counters: c.Counters) -> None:
+    counters.slot(1)[c.PUSHES_NOT_FOUND] = 3
+    assert value(counters, "pushes_total", worker="1", outcome="not_found") == 3
+    assert value(counters, "pushes_total", worker="1", outcome="ok") == 0
+
+
+def test_gauges(counters: c.Counters) -> None:
+    counters.slot(0)[c.API_CONNECTIONS] = 7
+    assert value(counters, "api_connections", worker="0") == 7
+    assert scrape(counters)["ws2api_api_connections"].type == "gauge"
+
+
+def test_open_connections_are_those_not_closed(counters: c.Counters) -> None:
+    slot = counters.slot(1)
+    slot[c.CONNECTIONS_OPENED], slot[c.CONNECTIONS_CLOSED] = 10, 4
+    assert value(counters, "connections_open", worker="1") == 6
+    assert value(counters, "connections_open", worker="0") == 0
+    counters.settle(1)
+    assert value(counters, "connections_open", worker="1") == 0
+
+
+def test_processes(counters: c.Counters) -> None:
+    slot = counters.slot(1)
+    slot[c.STATE], slot[c.STARTED_S], slot[c.RESTARTS] = c.STATE_SERVING, 1234, 2
+    assert value(counters, "workers") == 2
+    assert value(counters, "workers_serving") == 1
+    assert value(counters, "worker_start_time_seconds", worker="1") == 1234
+    assert value(counters, "worker_restarts_total", worker="1") == 2
+    assert value(counters, "start_time_seconds") == 1000.5
+
+
+def test_every_declared_metric_is_there_once_per_worker(counters: c.Counters) -> None:
+    families = scrape(counters)
+    for metric in c.METRICS:
+        family = families.get(f"ws2api_{metric.name}")
+        if metric.kind == "internal":
+            assert family is None
+            continue
+        assert family is not None
+        assert family.type == metric.kind
+        labels = [sample.labels for sample in family.samples]
+        for worker in ("0", "1"):
+            assert labels.count({"worker": worker, **metric.labels}) == 1
+
+
+@pytest.mark.parametrize("name", ["connections_opened", "requests_started", "requests_failed"])
+def test_stems_that_are_known_from_ws2api(counters: c.Counters, name: str) -> None:
+    assert value(counters, f"{name}_total", worker="0") == 0
+
+
+def test_format_is_the_one_asked_for(counters: c.Counters) -> None:
+    registry = create_registry(counters, 0.0)
+    body, content_type = render(registry, OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert {"ws2api_pushes"} <= {family.name for family in parse_openmetrics(body.decode())}
+    body, content_type = render(registry, "")
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert body.endswith(b"\n")
