@@ -12,7 +12,7 @@ class Ask:
     Subclasses say who learns the outcome: a connection of the push port, or another worker.
     """
 
-    __slots__ = ("client_id", "code", "generation", "hops", "kind", "payload")
+    __slots__ = ("client_id", "code", "generation", "hops", "kind", "payload", "waited")
 
     def __init__(
         self,
@@ -22,6 +22,7 @@ class Ask:
         code: int = TEXT,
         payload: bytes = b"",
         hops: int = 0,
+        waited: bool = False,
     ) -> None:
         self.kind = kind
         """PUSH, DESCRIBE or CLOSE of the envelope module."""
@@ -34,6 +35,8 @@ class Ask:
         """The message, or the close reason in UTF-8."""
         self.hops = hops
         """How often it was passed on because the client had moved."""
+        self.waited = waited
+        """True when it was held for a connect long enough, and is for the open connection now."""
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Tell the outcome; called exactly once.

@@ -30,19 +30,20 @@ _SILENT: Final = 2
 
 _log = structlog.get_logger()
 
-# KEYS: prefix. ARGV: id and envelope, in turn.
+# KEYS: prefix. ARGV: id, envelope, and where to begin to look ('p:', or 'c:' when a connect that is
+# being decided has been waited for already), in turn.
 # Returns for each 0: nobody has the id, 1: published, 2: the owner does not listen.
 # A connect that is being decided goes before the open connection that it is about to replace.
 _SEND: Final = Script(
     """
 local prefix = KEYS[1]
 local keys, states, members, parts = {}, {}, {}, {}
-for i = 1, #ARGV, 2 do
-  keys[#keys + 1] = prefix .. 'p:' .. ARGV[i]
+for i = 1, #ARGV, 3 do
+  keys[#keys + 1] = prefix .. ARGV[i + 2] .. ARGV[i]
   keys[#keys + 1] = prefix .. 'c:' .. ARGV[i]
 end
 local values = redis.call('MGET', unpack(keys))
-for i = 1, #ARGV / 2 do
+for i = 1, #ARGV / 3 do
   local value = values[2 * i - 1] or values[2 * i]
   states[i] = 0
   if value then
@@ -50,7 +51,7 @@ for i = 1, #ARGV / 2 do
     if not parts[channel] then
       parts[channel], members[channel] = {}, {}
     end
-    table.insert(parts[channel], ARGV[2 * i])
+    table.insert(parts[channel], ARGV[3 * i - 1])
     table.insert(members[channel], i)
   end
 end
@@ -78,6 +79,7 @@ class RemoteAsk(Ask):
             envelope.code,
             envelope.payload,
             envelope.hops,
+            envelope.waited,
         )
         self._bus = bus
         self.number = envelope.ask
@@ -168,6 +170,7 @@ class Bus:
                 ask.code,
                 ask.payload,
                 ask.hops,
+                ask.waited,
             )
         )
         if not self._outgoing and not self._confirmations:
@@ -190,7 +193,11 @@ class Bus:
             self._send(outgoing[start : start + _BATCH])
 
     def _send(self, batch: list[_Outgoing]) -> None:
-        arguments = [part for ask, _, wire in batch for part in (ask.client_id, wire)]
+        arguments = [
+            part
+            for ask, _, wire in batch
+            for part in (ask.client_id, wire, b"c:" if ask.waited else b"p:")
+        ]
 
         def on_reply(reply: Reply) -> None:
             # Where the connection broke it may have been published all the same; a confirmation

@@ -50,6 +50,7 @@ from .upstream import CONNECT, DISCONNECT, MESSAGE, Exchange, Upstream
 
 _MAX_EARLY_BYTES: Final = 65_536
 _MAX_HELD_ASKS: Final = 64
+_HOLD_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -108,6 +109,24 @@ class _Opening:
         self.held: list[Ask] | None = None
         """Asks that wait for the end of the upgrade."""
         self.response = b""
+
+
+class _Held:
+    """Bound the time for which an ask is held.
+
+    An API may push to a client from the very handler that decides on its connect, and wait for
+    the outcome before it answers; it must not wait for itself.
+    """
+
+    __slots__ = ("_ask", "_client")
+
+    def __init__(self, client: Client, ask: Ask) -> None:
+        self._client = client
+        self._ask = ask
+
+    def on_tick(self, now: float) -> float:
+        self._client.hold_no_longer(self._ask)
+        return 0.0
 
 
 class Client(Session, asyncio.Protocol):
@@ -401,6 +420,15 @@ class Client(Session, asyncio.Protocol):
             ask.finish(outcomes.TOO_SLOW, b"")
         else:
             opening.held.append(ask)
+            self._hub.sweeper.schedule(_Held(self, ask), _HOLD_S)
+
+    def hold_no_longer(self, ask: Ask) -> None:
+        """Send an ask on its way if the API is still deciding: it may be waiting for the answer."""
+        opening = self._opening
+        if self.state == ASKING and opening is not None and opening.held and ask in opening.held:
+            opening.held.remove(ask)
+            ask.waited = True
+            self._hub.reroute(ask)
 
     def apply(self, ask: Ask) -> tuple[int, bytes]:
         """Do what is asked of this client; return the outcome and a body of its own."""
@@ -508,8 +536,11 @@ class Client(Session, asyncio.Protocol):
 
     def _forget(self) -> None:
         super()._forget()
+        hub = self._hub
+        if hub.clients.get(self.client_id) is self:  # it gave way to one in another worker
+            del hub.clients[self.client_id]
         if self._transport is None:
-            self._hub.live.discard(self)
+            hub.live.discard(self)
 
     # Deadlines.
 

@@ -3,7 +3,7 @@
 A published message is a run of envelopes, so that all that is due in one tick of the loop travels
 in one PUBLISH. An envelope is a fixed head, then source, client id and payload:
 
-    kind 1 | hops 1 | flags 1 | source length 1 | id length 1 | ask 4 | generation 8 | code 2
+    kind 1 | hops 1 | waited 1 | source length 1 | id length 1 | ask 4 | generation 8 | code 2
     | payload length 4 | source | id | payload
 
 All integers are big-endian.
@@ -43,13 +43,15 @@ class Envelope(NamedTuple):
     payload: bytes
     hops: int = 0
     """How often the request was passed on because the client had moved."""
+    waited: bool = False
+    """True when it was held for a connect long enough, and is for the open connection now."""
 
 
 def encode(envelope: Envelope) -> bytes:
     """Return the bytes of one envelope."""
-    kind, ask, source, client_id, generation, code, payload, hops = envelope
+    kind, ask, source, client_id, generation, code, payload, hops, waited = envelope
     head = _HEAD.pack(
-        kind, hops, 0, len(source), len(client_id), ask, generation, code, len(payload)
+        kind, hops, waited, len(source), len(client_id), ask, generation, code, len(payload)
     )
     return b"".join((head, source, client_id, payload))
 
@@ -64,8 +66,8 @@ def decode(data: bytes) -> Iterator[Envelope]:
     while position < end:
         if end - position < _HEAD.size:
             raise ValueError("envelope is cut off")
-        kind, hops, _, source_length, id_length, ask, generation, code, length = _HEAD.unpack_from(
-            data, position
+        kind, hops, waited, source_length, id_length, ask, generation, code, length = (
+            _HEAD.unpack_from(data, position)
         )
         if kind not in _KINDS:
             raise ValueError(f"unknown kind of envelope: {kind}")
@@ -84,5 +86,6 @@ def decode(data: bytes) -> Iterator[Envelope]:
             code,
             data[payload_start:next_position],
             hops,
+            bool(waited),
         )
         position = next_position

@@ -51,7 +51,7 @@ class Router:
 
     def _hold(self, ask: Ask) -> bool:
         pending = self._connecting.get(ask.client_id)
-        if pending is None or ask.generation not in (0, pending.generation):
+        if pending is None or ask.waited or ask.generation not in (0, pending.generation):
             return False
         pending.hold(ask)
         return True

@@ -62,7 +62,7 @@ set_up_venv() {
         "$python" -m venv --clear "$venv"
     fi
     say "installing ws2api${extra:+ and what its ${extra}s need}; this takes a minute the first time"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
         --editable "$root${extra:+[$extra]}" ||
         die "pip could not install the package; its message is above"
     printf '%s\n' "$sum" | tee "$stamp" >"$venv/stamp" # the plain package is there in any case

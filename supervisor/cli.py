@@ -108,7 +108,7 @@ def _compose(
         return admin.run(bound.keep_admin(), counters, redis_url, started_s)
 
     announce = partial(_announce, settings, bound, redis)
-    return Parts(counters, run_worker, run_admin, server, announce)
+    return Parts(counters, run_worker, run_admin, server, announce, bound.close_clients)
 
 
 def _announce(settings: Settings, bound: Listeners, redis: str) -> None:

@@ -75,6 +75,11 @@ class Listeners:
             slot.close()
         return self.admin
 
+    def close_clients(self) -> None:
+        """Take no more clients; the workers close their ends of the same sockets."""
+        for slot in self.slots:
+            slot.client.close()
+
     def close(self) -> None:
         """Close every socket."""
         self.keep_admin().close()

@@ -47,6 +47,8 @@ class Parts:
         run_admin: likewise for the admin process.
         server: the embedded Valkey; None when Redis is somebody else's.
         announce: called once, when all workers serve for the first time.
+        stop_listening: called before workers are told to end, so that no connection waits in the
+            queue of a socket that nobody will accept from again.
     """
 
     counters: c.Counters
@@ -54,6 +56,7 @@ class Parts:
     run_admin: Callable[[], int]
     server: EmbeddedServer | None
     announce: Callable[[], None]
+    stop_listening: Callable[[], None] = lambda: None
 
 
 class Tree:
@@ -262,6 +265,7 @@ class Tree:
         """End the children: the workers, who need the others; then the admin port; then Redis."""
         self._stopping = True
         self._stop_signals = max(0, self._stop_signals - 1)  # from here on, those that hurry
+        self._parts.stop_listening()
         self._end(self._workers, self._shutdown_timeout_s)
         self._end([self._admin], _HELPER_STOP_TIMEOUT_S)
         if self._parts.server is not None and self._server is not None:

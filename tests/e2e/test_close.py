@@ -220,13 +220,29 @@ class TestShutdown:
         client.send("question")
         api.wait_for_one(client_id, "POST")
         gateway.terminate()
-        until(lambda: is_refused(gateway), what="the listeners are closed")
+        until(lambda: "drains" in gateway.stderr, what="the signal has reached the worker")
         hold.release()
         assert client.receive() == "answer"
         client.assert_closed(1001)
         gateway.await_end(processes)
         methods = [request.method for request in api.requests(client_id)]
         assert methods == ["GET", "POST", "DELETE"]
+
+    def test_takes_no_more_connections_meanwhile(
+        self, api: FakeApi, start_gateway: StartGateway, client_id: str
+    ) -> None:
+        hold = Hold(Reply())
+        api.on(client_id, "POST", hold)
+        gateway = start_gateway(api=api.url)
+        processes = find_descendants(gateway.pid)
+        gateway.connect(client_id).send("question")
+        api.wait_for_one(client_id, "POST")
+        gateway.terminate()
+        until(lambda: is_refused(gateway), what="the listeners are closed")
+        assert not api.requests(client_id, "DELETE")
+        hold.release()
+        gateway.disconnect_all()
+        gateway.await_end(processes)
 
     def test_does_not_wait_for_a_client_that_is_gone_silent(
         self, api: FakeApi, start_gateway: StartGateway, client_id: str

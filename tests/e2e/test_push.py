@@ -358,13 +358,14 @@ class TestDelete:
         assert gateway.push_client().delete(client_id).status == 404
 
 
-class TestToken:
-    @pytest.fixture(scope="class")
-    def guarded(self, shared_api: FakeApi) -> Iterator[GatewayProcess]:
-        """Run a gateway that demands a token."""
-        with GatewayProcess(api=shared_api.url, push_token=TOKEN) as gateway:
-            yield gateway
+@pytest.fixture(scope="module")
+def guarded(shared_api: FakeApi) -> Iterator[GatewayProcess]:
+    """Run a gateway that demands a token."""
+    with GatewayProcess(api=shared_api.url, push_token=TOKEN) as gateway:
+        yield gateway
 
+
+class TestToken:
     def test_right_one(self, guarded: GatewayProcess, client_id: str) -> None:
         client = guarded.connect(client_id)
         pushes = guarded.push_client(token=TOKEN)
