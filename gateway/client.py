@@ -190,8 +190,8 @@ class Client(Session, asyncio.Protocol):
             self._read_frames(data)
         elif self.state == HANDSHAKE:
             self._read_head(data)
-        elif self.state == CLOSING:
-            if self._reader is not None:
+        elif self.state >= CLOSING:
+            if self._reader is not None:  # we have closed, and wait for the client's close frame
                 self._read_frames(data)
         elif self._opening is not None:
             self._opening.early += data

@@ -91,11 +91,12 @@ class Browser:
         """Wait for the file in which Chromium tells the port that it chose."""
         file = self._profile / "DevToolsActivePort"
 
-        def lines() -> list[str]:
+        def is_written() -> bool:
             assert self._process.poll() is None, (self._profile / "log").read_text()
-            return file.read_text().split("\n") if file.exists() else []
+            return file.exists() and "\n" in file.read_text()
 
-        port, path = until(lambda: len(found := lines()) == 2 and found, timeout_s=2 * DEADLINE_S)
+        until(is_written, timeout_s=2 * DEADLINE_S, what="the port of Chromium")
+        port, path = file.read_text().split("\n")
         return f"ws://127.0.0.1:{port}{path}"
 
     def _stop_process(self) -> None:

@@ -89,5 +89,8 @@ class Program:
 
     def wait_for_output(self, text: str) -> None:
         """Wait until the program has printed this."""
-        until(lambda: text in self.output or self._has_ended, what=f"{text!r} in:\n{self.output}")
-        assert text in self.output, self.output
+        try:
+            until(lambda: text in self.output or self._has_ended, what=repr(text))
+            assert text in self.output
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the program printed:\n{self.output}") from None

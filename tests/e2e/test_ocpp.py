@@ -64,7 +64,7 @@ class CentralSystem(FakeApi):
 class Charger(ChargePoint):  # type: ignore[misc]
     """Accept whatever transaction is started from afar."""
 
-    @on(Action.remote_start_transaction)
+    @on(Action.remote_start_transaction)  # type: ignore[untyped-decorator]
     def on_remote_start(self, id_tag: str, **_: Any) -> call_result.RemoteStartTransaction:
         """Start charging for this tag."""
         self.started_for = id_tag
@@ -95,7 +95,8 @@ async def plugged_in(
 @pytest.fixture(scope="module")
 def central_system() -> Iterator[CentralSystem]:
     """Run the API for all the tests."""
-    with CentralSystem() as api:
+    api = CentralSystem()
+    with api:
         yield api
         assert not api.violations
 

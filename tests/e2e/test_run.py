@@ -28,7 +28,7 @@ def as_flags(ports: dict[str, int]) -> list[str]:
 def test_starts_demo_and_gateway_and_stops_both(number: signal.Signals) -> None:
     demo_port, ports = free_port(), addresses()
     with Program([RUN, *as_flags(ports)], port=None, DEMO_PORT=str(demo_port)) as program:
-        program.wait_for_output("\nready\n")
+        program.wait_for_output("\nready")
         assert f"http://127.0.0.1:{demo_port}/" in program.output
         with urlopen(f"http://127.0.0.1:{demo_port}/") as response:
             assert f":{ports['listen']}/".encode() in response.read()
@@ -43,7 +43,7 @@ def test_starts_no_demo_for_an_api_of_ones_own() -> None:
     demo_port, ports = free_port(), addresses()
     command = [RUN, "--api=http://127.0.0.1:9/", *as_flags(ports)]
     with Program(command, port=None, DEMO_PORT=str(demo_port)) as program:
-        program.wait_for_output("\nready\n")
+        program.wait_for_output("\nready")
         assert "demo" not in program.output
         assert not listens(demo_port)
         assert program.stop(signal.SIGTERM) == 0
