@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final, cast
 
 import structlog
@@ -31,9 +28,10 @@ from .frames import (
     decode_whole,
     is_utf8,
 )
-from .handshake import Handshake, HandshakePolicy, RequestHead, error_response, refusal
-from .http_wire import ReplyReader, RequestEncoder
-from .registry import Registry
+from .handshake import Handshake, error_response, refusal
+from .http_wire import ReplyReader
+from .hub import Hub
+from .opening import Opening
 from .session import (
     ABNORMAL,
     ASKING,
@@ -45,88 +43,13 @@ from .session import (
     OPEN,
     Session,
 )
-from .sweeper import Sweeper
-from .upstream import CONNECT, DISCONNECT, MESSAGE, Exchange, Upstream
+from .upstream import CONNECT, DISCONNECT, MESSAGE, Exchange
 
 _MAX_EARLY_BYTES: Final = 65_536
-_MAX_HELD_ASKS: Final = 64
 _HOLD_S: Final = 1.0
+_NEVER_S: Final = float("inf")
 
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Hub:
-    """Hold what all clients of a worker share."""
-
-    slot: memoryview
-    sweeper: Sweeper
-    upstream: Upstream
-    registry: Registry
-    encoder: RequestEncoder
-    policy: HandshakePolicy
-    push_url: bytes
-    worker: str
-    max_in_flight: int
-    max_queue: int
-    max_message_size: int
-    ping_interval_s: float
-    """0 when pings are off."""
-    ping_timeout_s: float
-    handshake_timeout_s: float
-    reroute: Callable[[Ask], None]
-    """Route an ask again that was held for a client whose connect came to nothing."""
-    serve_http: Callable[[asyncio.Transport, bytes], None] | None
-    """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
-    log_connections: bool
-    draining: bool = False
-    clients: dict[bytes, Client] = field(default_factory=dict)
-    """Open clients by id."""
-    connecting: dict[bytes, Client] = field(default_factory=dict)
-    """Clients whose connect is being decided, the newest of each id."""
-    live: set[Client] = field(default_factory=set)
-    """Every client whose socket is open, or whom the API has not heard the last of."""
-    last_generation: int = 0
-
-    def next_generation(self) -> int:
-        """Return a birth time in µs that no other connection of this worker has."""
-        self.last_generation = max(self.last_generation + 1, time.time_ns() // 1000)
-        return self.last_generation
-
-
-class _Opening:
-    """Hold what a connection needs until it is open, and no longer."""
-
-    __slots__ = ("early", "handshake", "head", "held", "raw", "response")
-
-    def __init__(self, keep_raw: bool) -> None:
-        self.head: RequestHead | None = RequestHead()
-        self.handshake: Handshake | None = None
-        self.raw = bytearray() if keep_raw else None
-        """All bytes so far, in case that they turn out to be for the push port."""
-        self.early = bytearray()
-        """Frames that the client sent before it had the 101."""
-        self.held: list[Ask] | None = None
-        """Asks that wait for the end of the upgrade."""
-        self.response = b""
-
-
-class _Held:
-    """Bound the time for which an ask is held.
-
-    An API may push to a client from the very handler that decides on its connect, and wait for
-    the outcome before it answers; it must not wait for itself.
-    """
-
-    __slots__ = ("_ask", "_client")
-
-    def __init__(self, client: Client, ask: Ask) -> None:
-        self._client = client
-        self._ask = ask
-
-    def on_tick(self, now: float) -> float:
-        self._client.hold_no_longer(self._ask)
-        return 0.0
 
 
 class Client(Session, asyncio.Protocol):
@@ -156,7 +79,7 @@ class Client(Session, asyncio.Protocol):
         # None before connection_made and after connection_lost.
         self._transport: asyncio.Transport | None = None
         # None once the connection is open or refused.
-        self._opening: _Opening | None = _Opening(hub.serve_http is not None)
+        self._opening: Opening | None = Opening(hub.serve_http is not None)
         # None while the stream is at a message boundary, as it is nearly always.
         self._reader: FrameReader | None = None
         self._heard_at = hub.sweeper.now
@@ -173,7 +96,8 @@ class Client(Session, asyncio.Protocol):
         hub = self._hub
         hub.live.add(self)
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
-        hub.sweeper.schedule(self, hub.handshake_timeout_s)
+        # One place in the wheel for the whole life of the connection, see on_tick.
+        hub.sweeper.schedule(self, min(hub.handshake_timeout_s, hub.ping_interval_s or _NEVER_S))
 
     def data_received(self, data: bytes) -> None:
         """Read frames, or what comes before them."""
@@ -286,7 +210,7 @@ class Client(Session, asyncio.Protocol):
         opening.head = opening.raw = None
         self._ask(opening.handshake)
 
-    def _hand_over(self, opening: _Opening) -> None:
+    def _hand_over(self, opening: Opening) -> None:
         """Let the push side serve a plain HTTP request on this port (--single-port)."""
         transport, self._transport = self._transport, None
         assert transport is not None and opening.raw is not None
@@ -353,11 +277,8 @@ class Client(Session, asyncio.Protocol):
         self._transport.write(opening.response)
         if hub.log_connections:
             _log.debug("client connected", client=self.client_id.decode(), gen=self.generation)
-        if opening.held:
-            for ask in opening.held:
-                ask.finish(*self.apply(ask))
-        if hub.ping_interval_s:
-            hub.sweeper.schedule(self, hub.ping_interval_s)
+        for ask in opening.take_held():
+            ask.finish(*self.apply(ask))
         if len(opening.early) > _MAX_EARLY_BYTES:
             self._transport.resume_reading()
         if opening.early:
@@ -400,32 +321,23 @@ class Client(Session, asyncio.Protocol):
             del hub.connecting[self.client_id]
         if self.state != OPEN:
             hub.registry.withdraw(self.client_id, self.generation)
-            opening = self._opening
-            if opening is not None and opening.held:
-                held, opening.held = opening.held, None
-                for ask in held:
+            if self._opening is not None:
+                for ask in self._opening.take_held():
                     hub.reroute(ask)
 
     # What the push port asks.
 
     def hold(self, ask: Ask) -> None:
         """Keep an ask until the upgrade is finished."""
-        opening = self._opening
-        if opening is None:
+        if self._opening is None:
             ask.finish(outcomes.NOT_FOUND, b"")
-            return
-        if opening.held is None:
-            opening.held = []
-        if len(opening.held) >= _MAX_HELD_ASKS:
-            ask.finish(outcomes.TOO_SLOW, b"")
-        else:
-            opening.held.append(ask)
-            self._hub.sweeper.schedule(_Held(self, ask), _HOLD_S)
+        elif self._opening.hold(ask):
+            self._hub.sweeper.schedule(_Patience(self, ask), _HOLD_S)
 
     def hold_no_longer(self, ask: Ask) -> None:
-        """Send an ask on its way if the API is still deciding: it may be waiting for the answer."""
+        """Send an ask on its way if the API is still deciding."""
         opening = self._opening
-        if self.state == ASKING and opening is not None and opening.held and ask in opening.held:
+        if self.state == ASKING and opening is not None and ask in opening.held:
             opening.held.remove(ask)
             ask.waited = True
             self._hub.reroute(ask)
@@ -546,24 +458,22 @@ class Client(Session, asyncio.Protocol):
 
     def on_tick(self, now: float) -> float:
         """Ping, or drop what does not answer; return seconds until the next look."""
-        transport = self._transport
-        if transport is None:
-            return 0.0
-        if self._close_by:
-            if now < self._close_by:
-                return self._close_by - now
-            if self.state == ASKING or self.state == CLAIMING:
-                self._close_by = now + self._hub.handshake_timeout_s  # the API's time now
-                return self._hub.handshake_timeout_s
-            transport.abort()
+        if self._transport is None:
             return 0.0
         hub = self._hub
         interval_s = hub.ping_interval_s
+        if self._close_by:
+            if self.state == ASKING or self.state == CLAIMING:
+                return interval_s or hub.handshake_timeout_s  # it is the API that takes its time
+            if now < self._close_by:
+                return min(self._close_by - now, interval_s or _NEVER_S)
+            self._transport.abort()
+            return 0.0
         if self.state != OPEN or not interval_s:
             return 0.0
-        silent_s = now - self._heard_at
         if not self._reading:
             return interval_s  # it is we who do not listen
+        silent_s = now - self._heard_at
         if self._pinged and silent_s >= hub.ping_timeout_s:
             self.close(1011, "ping timeout")
             return 0.0
@@ -572,6 +482,25 @@ class Client(Session, asyncio.Protocol):
             self._write(PING_FRAME)
             return hub.ping_timeout_s
         return interval_s - silent_s
+
+
+class _Patience:
+    """Bound the time for which an ask is held.
+
+    An API may push to a client from the very handler that decides on its connect, and wait for
+    the outcome before it answers; it must not wait for itself.
+    """
+
+    __slots__ = ("_ask", "_client")
+
+    def __init__(self, client: Client, ask: Ask) -> None:
+        self._client = client
+        self._ask = ask
+
+    def on_tick(self, now: float) -> float:
+        """Let the ask go."""
+        self._client.hold_no_longer(self._ask)
+        return 0.0
 
 
 def _log_failure(client: Client, exchange: Exchange, error: object) -> None:

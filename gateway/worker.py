@@ -21,11 +21,12 @@ from . import bus as bus_module
 from . import counters as c
 from . import registry as registry_module
 from .bus import Bus
-from .client import Client, Hub
+from .client import Client
 from .counters import Counters
 from .errors import RedisUnavailable
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
+from .hub import Hub
 from .push import PushConnection, PushHub
 from .redis_link import RedisLink
 from .registry import Registry

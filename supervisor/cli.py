@@ -123,7 +123,9 @@ def _announce(settings: Settings, bound: Listeners, redis: str) -> None:
     )
     # Whoever does not want to read them has closed the other end.
     with contextlib.suppress(OSError):
-        print("\n".join(lines), flush=True)
+        # One write, so that no line of a worker's log can land between.
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
 
 
 def _check_authorities(settings: Settings) -> None:

@@ -34,6 +34,7 @@ DEFAULT_OPTIONS: Final[dict[str, Option]] = {
     "push_listen": "127.0.0.1:0",
     "admin_listen": "127.0.0.1:0",
     "workers": 1,
+    "handshake_timeout": "60s",  # longer than a test waits: nothing may depend on its end
     "shutdown_timeout": "10s",
 }
 

@@ -1,0 +1,58 @@
+"""Hold what the clients of one worker share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .ask import Ask
+from .handshake import HandshakePolicy
+from .http_wire import RequestEncoder
+from .registry import Registry
+from .sweeper import Sweeper
+from .upstream import Upstream
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+@dataclass(slots=True)
+class Hub:
+    """Hold what all clients of a worker share."""
+
+    slot: memoryview
+    sweeper: Sweeper
+    upstream: Upstream
+    registry: Registry
+    encoder: RequestEncoder
+    policy: HandshakePolicy
+    push_url: bytes
+    worker: str
+    max_in_flight: int
+    max_queue: int
+    max_message_size: int
+    ping_interval_s: float
+    """0 when pings are off."""
+    ping_timeout_s: float
+    handshake_timeout_s: float
+    reroute: Callable[[Ask], None]
+    """Route an ask again that was held for a client whose connect came to nothing."""
+    serve_http: Callable[[asyncio.Transport, bytes], None] | None
+    """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
+    log_connections: bool
+    draining: bool = False
+    clients: dict[bytes, Client] = field(default_factory=dict)
+    """Open clients by id."""
+    connecting: dict[bytes, Client] = field(default_factory=dict)
+    """Clients whose connect is being decided, the newest of each id."""
+    live: set[Client] = field(default_factory=set)
+    """Every client whose socket is open, or whom the API has not heard the last of."""
+    last_generation: int = 0
+
+    def next_generation(self) -> int:
+        """Return a birth time in µs that no other connection of this worker has."""
+        self.last_generation = max(self.last_generation + 1, time.time_ns() // 1000)
+        return self.last_generation
