@@ -67,7 +67,7 @@ class Client(Session, asyncio.Protocol):
         "_heard_at",
         "_hub",
         "_opening",
-        "_pinged",
+        "_pinged_at",
         "_reader",
         "_transport",
         "subprotocol",
@@ -83,7 +83,8 @@ class Client(Session, asyncio.Protocol):
         # None while the stream is at a message boundary, as it is nearly always.
         self._reader: FrameReader | None = None
         self._heard_at = hub.sweeper.now
-        self._pinged = False
+        # Time of the ping that is not answered yet, 0.0 when there is none. Any bytes answer it.
+        self._pinged_at = 0.0
         # Time at which the socket is dropped, 0.0 while there is none.
         self._close_by = 0.0
         self.subprotocol = b""
@@ -472,16 +473,18 @@ class Client(Session, asyncio.Protocol):
         if self.state != OPEN or not interval_s:
             return 0.0
         if not self._reading:
+            self._pinged_at = 0.0
             return interval_s  # it is we who do not listen
-        silent_s = now - self._heard_at
-        if self._pinged and silent_s >= hub.ping_timeout_s:
+        if self._pinged_at and self._heard_at < self._pinged_at:
             self.close(1011, "ping timeout")
             return 0.0
-        self._pinged = silent_s >= interval_s
-        if self._pinged:
-            self._write(PING_FRAME)
-            return hub.ping_timeout_s
-        return interval_s - silent_s
+        self._pinged_at = 0.0
+        silent_s = now - self._heard_at
+        if silent_s < interval_s:
+            return interval_s - silent_s
+        self._pinged_at = now
+        self._write(PING_FRAME)
+        return hub.ping_timeout_s
 
 
 class _Patience:
