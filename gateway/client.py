@@ -200,7 +200,7 @@ class Client(Session, asyncio.Protocol):
         try:
             if not head.feed(data):
                 return
-            if self._hub.serve_http is not None and not head.is_upgrade:
+            if self._hub.serve_http is not None and not head.wants_websocket:
                 self._hand_over(opening)
                 return
             opening.handshake = self._hub.policy.check(head, self._peer())

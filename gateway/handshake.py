@@ -101,6 +101,7 @@ class RequestHead:
     __slots__ = (
         "_complete",
         "_count",
+        "_fed_size",
         "_parser",
         "_size",
         "has_body",
@@ -118,6 +119,7 @@ class RequestHead:
         self.is_upgrade = False
         self.has_body = False
         self.rest = b""
+        self._fed_size = 0
         self._size = 0
         self._count = 0
         self._complete = False
@@ -131,7 +133,7 @@ class RequestHead:
             HandshakeError: if they are no HTTP/1.1, or exceed a limit.
         """
         assert self._parser is not None
-        self._size += len(data)
+        self._fed_size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -146,15 +148,25 @@ class RequestHead:
         if self._complete:
             self._parser = None
             return True
-        if self._size > MAX_HEAD_BYTES:
+        if self._fed_size > MAX_HEAD_BYTES:  # the parser keeps a header until it is whole
             self._parser = None
             raise HeadTooLarge("the request line and headers exceed 16 KiB")
         return False
 
+    @property
+    def wants_websocket(self) -> bool:
+        """Tell whether the request asks for what this port is for (and not, say, for HTTP/2)."""
+        return self.is_upgrade and b"websocket" in _list(self.headers.get(b"upgrade", b"").lower())
+
     # Called by httptools.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise HandshakeError("a request may not follow in the same packet")
 
     def on_url(self, url: bytes) -> None:
         self.target += url
+        self._size += len(url)
         if len(self.target) > MAX_LINE_BYTES:
             raise HeadTooLarge("the request line exceeds 8 KiB")
 
@@ -162,6 +174,9 @@ class RequestHead:
         self._count += 1
         if self._count > MAX_HEADERS or len(name) + len(value) > MAX_LINE_BYTES:
             raise HeadTooLarge("a header exceeds 8 KiB, or there are more than 100")
+        self._size += len(name) + len(value) + 4  # colon, space, CR and LF
+        if self._size > MAX_HEAD_BYTES:
+            raise HeadTooLarge("the request line and headers exceed 16 KiB")
         if not _FIELD_VALUE.fullmatch(value):
             raise HandshakeError("a header has control characters")
         name = name.lower()
@@ -220,10 +235,7 @@ class HandshakePolicy:
         self._passed_on = [(name.lower(), name) for name in _PASSED_ON]
         self._passed_on += [(n.lower(), n) for n in names if n.lower() not in known]
         self._trusted = [ipaddress.ip_network(cidr) for cidr in settings.trusted_proxy]
-        self._origins = [
-            re.compile(re.escape(origin.lower()).replace(r"\*", r"[^/]*").encode("utf-8"))
-            for origin in settings.allow_origin
-        ]
+        self._origins = [_origin_pattern(origin) for origin in settings.allow_origin]
         self._subprotocols = [name.encode("ascii") for name in settings.subprotocol]
 
     def check(self, head: RequestHead, peer: str) -> Handshake:
@@ -345,6 +357,12 @@ def error_response(
             body,
         )
     )
+
+
+def _origin_pattern(origin: str) -> re.Pattern[bytes]:
+    """Return what matches an origin in which * stands for any run of characters in a host."""
+    anything = r".*" if origin == "*" else r"[^/]*"
+    return re.compile(re.escape(origin.lower()).replace(r"\*", anything).encode("utf-8"))
 
 
 def _list(value: bytes) -> list[bytes]:

@@ -96,7 +96,9 @@ class ReplyReader:
     """
 
     __slots__ = (
+        "_begun",
         "_body_size",
+        "_fed_size",
         "_framed",
         "_head_size",
         "_max_body_size",
@@ -121,7 +123,11 @@ class ReplyReader:
         self.headers: list[tuple[bytes, bytes]] = []
         self.keep_alive = False
         self.complete = False
+        # Whether the head of the reply has come.
+        self._begun = False
         self._framed = False
+        # Bytes that were fed while it had not.
+        self._fed_size = 0
         self._head_size = 0
         self._body_size = 0
         # Further parts of the body, None while it came in one piece.
@@ -131,19 +137,25 @@ class ReplyReader:
     def expect(self, want_headers: bool) -> None:
         """Make ready for the reply to the next request."""
         self.want_headers = want_headers
-        self.complete = False
+        self.complete = self._begun = False
+        self._fed_size = 0
 
     def feed(self, data: bytes) -> None:
         """Read bytes of the API; `complete` tells when a reply is whole.
 
         Raises:
             httptools.HttpParserError: if they are no HTTP, exceed a limit, or come unasked.
+            ReplyTooLarge: if a line of the head has no end.
         """
         self._parser.feed_data(data)
+        if not self._begun:  # the parser keeps a header to itself until it is whole
+            self._fed_size += len(data)
+            if self._fed_size > MAX_REPLY_HEAD_BYTES:
+                raise ReplyTooLarge("reply head exceeds the limit")
 
     def feed_eof(self) -> bool:
         """Take the end of the stream; tell whether that completed the reply (RFC 9112, 6.3)."""
-        if self.complete or self._framed or not self.status:
+        if self.complete or self._framed or not self._begun:
             return False
         self._finish()
         return True
@@ -159,6 +171,7 @@ class ReplyReader:
         if self.complete:
             raise ReplyTooLarge("bytes after the end of the reply")
         self.status = 0
+        self._begun = False
         self.body = self.content_type = b""
         self._more = None
         self._framed = False
@@ -181,6 +194,7 @@ class ReplyReader:
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        self._begun = True
 
     def on_body(self, body: bytes) -> None:
         self._body_size += len(body)
@@ -195,7 +209,7 @@ class ReplyReader:
 
     def on_message_complete(self) -> None:
         if self.status < 200:
-            self.status = 0
+            self._begun = False
             return
         self._finish()
         self.keep_alive = self._parser.should_keep_alive()

@@ -50,6 +50,10 @@ class PushHub:
     connections: set[PushConnection]
 
 
+class _Refused(Exception):
+    """Leave the parser: the outcome is in `PushConnection._refused`."""
+
+
 class PushRequest(Ask):
     """Be an ask that came over a connection of the push port."""
 
@@ -95,7 +99,13 @@ class PushConnection(asyncio.Protocol):
         self._authorization = b""
         self._generation: bytes | None = None
         self._announced_size = 0
+        self._is_chunked = False
         self._header_count = 0
+        # True from the first byte of a head to its last, and the bytes that were fed meanwhile.
+        self._in_head = False
+        self._fed_size = 0
+        # Bytes of the body that the parser does not see, see _parse.
+        self._body_left = 0
         self._expects_continue = False
         self._head_size = 0
         self._body = b""
@@ -119,18 +129,46 @@ class PushConnection(asyncio.Protocol):
         self._active_at = self._hub.sweeper.now
         self._reading = True
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._answer_and_close(outcomes.BAD_REQUEST, b"no upgrade on this port\n")
-        except httptools.HttpParserError as error:
+            self._parse(data)
+        except (httptools.HttpParserError, _Refused):
             if not self._closing:
                 refused = self._refused
-                if refused is None or not isinstance(error, httptools.HttpParserCallbackError):
+                if refused is None:
                     refused = outcomes.BAD_REQUEST, b"malformed HTTP request\n"
                 self._answer_and_close(*refused)
         finally:
             self._reading = False
         self.write_answers()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, but for the body of a request that offers an upgrade.
+
+        Clients that would rather speak HTTP/2 send `Upgrade: h2c` with their requests, which
+        RFC 9110, 7.8 lets a server ignore. The parser stops at the end of such a head and leaves
+        the body to us.
+        """
+        while data and not self._closing:
+            if self._body_left:
+                part, data = data[: self._body_left], data[self._body_left :]
+                self._body_left -= len(part)
+                self.on_body(part)
+                if not self._body_left:
+                    self._complete()
+                continue
+            try:
+                self._parser.feed_data(data)
+                if self._in_head:  # the parser keeps a header to itself until it is whole
+                    self._fed_size += len(data)
+                    if self._fed_size > MAX_HEAD_BYTES:
+                        self._refuse(outcomes.HEAD_TOO_LARGE, b"")
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                if self._is_chunked or self._parser.get_method() == b"CONNECT":
+                    self._refuse(outcomes.BAD_REQUEST, b"no upgrade on this port\n")
+                self._body_left = self._announced_size
+                if not self._body_left:
+                    self._complete()
 
     def eof_received(self) -> bool:
         """Answer what is still open before closing."""
@@ -169,7 +207,9 @@ class PushConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = self._type = self._authorization = b""
         self._generation = None
-        self._expects_continue = False
+        self._expects_continue = self._is_chunked = False
+        self._in_head = True
+        self._fed_size = 0
         self._head_size = self._header_count = self._body_size = self._announced_size = 0
         self._body = b""
         self._more = None
@@ -191,17 +231,24 @@ class PushConnection(asyncio.Protocol):
             self._generation = value
         elif name == b"content-length" and value.isdigit():
             self._announced_size = int(value[:20])
+        elif name == b"transfer-encoding":
+            self._is_chunked = True
         elif name == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         if self._hub.token is not None and not hmac.compare_digest(
             self._authorization, self._hub.token
         ):
             self._refuse(outcomes.UNAUTHORIZED, b"")
         elif self._announced_size > self._hub.max_message_size:
             self._refuse(outcomes.TOO_LARGE, b"")
-        elif self._expects_continue and self._transport is not None:
+        elif (
+            self._expects_continue
+            and self._transport is not None
+            and self._parser.get_http_version() == "1.1"
+        ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -216,8 +263,14 @@ class PushConnection(asyncio.Protocol):
             self._more.append(body)
 
     def on_message_complete(self) -> None:
+        if not self._parser.should_upgrade():
+            self._complete()
+
+    def _complete(self) -> None:
+        """Route a request that is whole."""
         if self._closing:
             return
+        method = self._parser.get_method()
         if self._more is not None:
             self._body = b"".join((self._body, *self._more))
         if not self._parser.should_keep_alive():
@@ -226,7 +279,7 @@ class PushConnection(asyncio.Protocol):
         self._pending.append(request)
         if len(self._pending) >= _MAX_PIPELINED and self._transport is not None:
             self._transport.pause_reading()
-        if self._shows_totals and self._parser.get_method() == b"GET" and self._url == b"/":
+        if self._shows_totals and method == b"GET" and self._url == b"/":
             request.finish(outcomes.OK, self._hub.totals())
             return
         refused = self._fill(request)
@@ -243,7 +296,7 @@ class PushConnection(asyncio.Protocol):
     def _refuse(self, outcome: int, body: bytes) -> None:
         """Give up the request in the middle, and the connection with it."""
         self._refused = outcome, body
-        raise ValueError
+        raise _Refused
 
     # From request to ask.
 
@@ -339,7 +392,7 @@ class PushConnection(asyncio.Protocol):
 def _fill_close(ask: Ask, query: bytes) -> tuple[int, bytes] | None:
     ask.kind = CLOSE
     try:
-        fields = parse_qs(query[1:].decode("ascii"), keep_blank_values=True, strict_parsing=False)
+        fields = parse_qs(query[1:].decode("ascii"), keep_blank_values=True, errors="strict")
         code = int(fields.get("code", ["1000"])[-1])
         reason = fields.get("reason", [""])[-1].encode("utf-8")
         reason.decode()

@@ -149,7 +149,8 @@ class Settings(BaseSettings):
         (), description="Network of proxies whose X-Forwarded-For is believed and appended to."
     )
     allow_origin: Annotated[Origins, Form("ORIGIN", "all")] = Field(
-        (), description="Origin that browsers may connect from, * matching any run of characters."
+        (),
+        description="Origin that browsers may connect from; * stands for any run of characters but /.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged; debug adds each connection."

@@ -20,7 +20,7 @@ import structlog
 
 from . import counters as c
 from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout, ApiUnreachable
-from .http_wire import ReplyReader
+from .http_wire import ReplyReader, ReplyTooLarge
 from .settings import Settings
 from .sweeper import Sweeper
 
@@ -99,7 +99,7 @@ class ApiConnection(asyncio.Protocol):
         reply = self._reply
         try:
             reply.feed(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, ReplyTooLarge) as error:
             if not reply.complete:
                 self.exchange = None
                 self.abort()

@@ -155,6 +155,14 @@ class TestDeadlines:
         client.send("still here")
         assert client.receive() == "still here"
 
+    def test_client_that_does_not_read_is_closed(
+        self, impatient: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        impatient.connect(client_id, receive_buffer_bytes=4096)
+        pushes = impatient.push_client()
+        until(lambda: pushes.push(client_id, bytes(500_000)).status in (404, 429), what="refusal")
+        api.wait_for_one(client_id, "DELETE")
+
     def test_silent_connection_is_closed(self, impatient: GatewayProcess) -> None:
         answer = impatient.open_stream().read_to_end()
         assert not answer or answer.startswith(b"HTTP/1.1 408 ")
@@ -243,6 +251,27 @@ class TestShutdown:
         hold.release()
         gateway.disconnect_all()
         gateway.await_end(processes)
+
+    def test_gives_up_on_an_api_that_hangs(
+        self, api: FakeApi, start_gateway: StartGateway, client_id: str
+    ) -> None:
+        gateway = start_gateway(api=api.url, api_max_connections=2, shutdown_timeout="2s")
+        processes = find_descendants(gateway.pid)
+        names = [f"{client_id}-{number}" for number in range(10)]
+        clients = [gateway.connect(name) for name in names]
+        hold = Hold(Reply())
+        for name, client in zip(names, clients, strict=True):
+            api.on(name, "POST", hold)
+            client.send("question")
+        until(lambda: gateway.count("api_queue_length") == 8, what="a queue")
+        gateway.terminate()
+        for client in clients:
+            client.assert_closed(1001)
+        until(lambda: not gateway.is_running, what="the end")
+        hold.release()
+        assert not gateway.complaints
+        assert "SIGKILL" not in gateway.stderr
+        assert not [process for process in processes if process.is_alive]
 
     def test_does_not_wait_for_a_client_that_is_gone_silent(
         self, api: FakeApi, start_gateway: StartGateway, client_id: str

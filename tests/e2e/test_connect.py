@@ -315,6 +315,31 @@ class TestClientIds:
         assert not asked
 
 
+class TestHandshakesOfTheField:
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Connection": "keep-alive, Upgrade"},
+            {"Upgrade": "WebSocket", "Connection": "upgrade"},
+            {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"},
+            {"Sec-WebSocket-Protocol": "ocpp1.6,ocpp2.0.1"},
+            {"Cookie": "x" * 4000},
+        ],
+        ids=["firefox", "case", "compression", "protocols", "cookie"],
+    )
+    def test_are_accepted(
+        self, gateway: GatewayProcess, client_id: str, headers: dict[str, str]
+    ) -> None:
+        assert (
+            "Sec-WebSocket-Extensions" not in gateway.connect(client_id, headers).response.headers
+        )
+
+    def test_may_arrive_byte_by_byte(self, gateway: GatewayProcess, client_id: str) -> None:
+        stream = gateway.open_stream()
+        stream.write(upgrade_request(f"/{client_id}"), chop=1)
+        assert read_response(stream).status == 101
+
+
 class TestWhatIsNoHandshake:
     def test_plain_get_is_told_to_upgrade(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str
@@ -470,10 +495,3 @@ class TestWhileTheApiThinks:
         assert read_response(stream).status == 403
         assert stream.read_to_end() == b""
         assert not api.requests(client_id, "POST")
-
-    def test_request_may_arrive_byte_by_byte(
-        self, gateway: GatewayProcess, api: FakeApi, client_id: str
-    ) -> None:
-        stream = gateway.open_stream()
-        stream.write(upgrade_request(f"/{client_id}"), chop=1)
-        assert read_response(stream).status == 101

@@ -10,7 +10,7 @@ import pytest
 from harness.api import Drop, FakeApi, Handler, Hold, Raw, Reply, Request, echo
 from harness.gateway import GatewayProcess
 from harness.stream import Stream
-from harness.waiting import DEADLINE_S
+from harness.waiting import DEADLINE_S, until
 from harness.ws import Frame, Op, WsClient
 
 from .conftest import StartGateway
@@ -396,6 +396,35 @@ class TestOrder:
         posts = api.wait_for(client_id, "POST", count=sent)
         assert [int(post.body[:8]) for post in posts] == [*range(sent)]
         assert [post.sequence for post in posts] == [*range(1, sent + 1)]
+
+    def test_replies_wait_for_a_client_that_does_not_read(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        reply = bytes(MIB // 2)
+        api.on(client_id, "POST", Reply(reply, content_type=BINARY))
+        slow = gateway.connect(client_id, receive_buffer_bytes=4096)
+        slow.send_frames(*[Frame(Op.TEXT, b"ask")] * 200)
+        bystander = gateway.connect(f"{client_id}-bystander")
+        for _ in range(300):
+            expect_working(bystander, api, f"{client_id}-bystander")
+        assert len(api.requests(client_id, "POST")) < 100
+        assert {slow.receive() for _ in range(200)} == {reply}
+
+    def test_connections_to_the_api_are_limited(
+        self, own_api: FakeApi, start_gateway: StartGateway, client_id: str
+    ) -> None:
+        gateway = start_gateway(api=own_api.url, api_max_connections=3)
+        names = [f"{client_id}-{number}" for number in range(10)]
+        clients = [gateway.connect(name) for name in names]
+        hold = Hold(Reply("at last"))
+        for name, client in zip(names, clients, strict=True):
+            own_api.on(name, "POST", hold)
+            client.send("wait")
+        until(lambda: gateway.count("api_queue_length") == 7, what="a queue")
+        assert sum(len(own_api.requests(name, "POST")) for name in names) == 3
+        hold.release()
+        assert {client.receive() for client in clients} == {"at last"}
+        assert len({r.connection for name in names for r in own_api.requests(name)}) <= 3
 
     def test_several_in_flight_when_allowed(
         self, own_api: FakeApi, start_gateway: StartGateway, client_id: str

@@ -192,26 +192,36 @@ class TestOrder:
         assert {pushes.receive().status for _ in messages} == {200}
 
 
+class OkThenPush:
+    """Accept a client, and push to it in the same breath."""
+
+    def __init__(self, pushes: PushClient, client_id: str) -> None:
+        self._pushes = pushes
+        self._client_id = client_id
+        self._status = 0
+
+    def send(self, stream: Stream) -> bool:
+        """Write the answer, then push."""
+        keeps_connection = Reply("ok").send(stream)
+        self._status = self._pushes.push(self._client_id, "welcome").status
+        return keeps_connection
+
+    def wait_for_status(self) -> int:
+        """Return the answer to the push."""
+        return until(lambda: self._status)
+
+
 class TestDuringTheHandshake:
     """The API may push as soon as it knows of a client."""
 
-    @pytest.mark.parametrize("attempt", range(5))
-    def test_after_the_ok(
-        self, gateway: GatewayProcess, api: FakeApi, client_id: str, attempt: int
-    ) -> None:
-        statuses: list[int] = []
-        pushes = gateway.push_client()
-
-        class OkThenPush:
-            def send(self, stream: Stream) -> bool:
-                keeps = Reply("ok").send(stream)
-                statuses.append(pushes.push(client_id, "welcome").status)
-                return keeps
-
-        api.on(client_id, "GET", OkThenPush())
-        client = gateway.connect(client_id)
-        assert client.receive() == "welcome"
-        until(lambda: statuses == [200])
+    def test_after_the_ok(self, gateway: GatewayProcess, api: FakeApi, client_id: str) -> None:
+        for number in range(50):
+            name = f"{client_id}-{number}"
+            greeting = OkThenPush(gateway.push_client(), name)
+            api.on(name, "GET", greeting)
+            client = gateway.connect(name)
+            assert greeting.wait_for_status() == 200
+            assert client.receive() == "welcome"
 
     @pytest.mark.parametrize("through", ["own-worker", "any-worker"])
     def test_before_the_ok(
@@ -361,7 +371,7 @@ class TestDelete:
 @pytest.fixture(scope="module")
 def guarded(shared_api: FakeApi) -> Iterator[GatewayProcess]:
     """Run a gateway that demands a token."""
-    with GatewayProcess(api=shared_api.url, push_token=TOKEN) as gateway:
+    with GatewayProcess(api=shared_api.url, push_token=TOKEN, single_port=True) as gateway:
         yield gateway
 
 
@@ -390,6 +400,15 @@ class TestToken:
         headers = {"Authorization": f"Basic {TOKEN}"}
         pushes = guarded.push_client()
         assert pushes.request("POST", f"/{client_id}", b"x", headers).status == 401
+
+    def test_is_demanded_on_the_single_port_too(
+        self, guarded: GatewayProcess, client_id: str
+    ) -> None:
+        client = guarded.connect(client_id)
+        for token, status in ((None, 401), ("wrong", 401), (TOKEN, 200)):
+            pushes = guarded.push_client(guarded.clients_address, token=token)
+            assert pushes.push(client_id, f"with {token}").status == status
+        assert client.receive() == f"with {TOKEN}"
 
     def test_says_nothing_about_clients(self, guarded: GatewayProcess, client_id: str) -> None:
         assert guarded.push_client().push(client_id, "anyone?").status == 401

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -18,6 +20,8 @@ from harness.processes import Process, find_descendants
 from harness.push import PushClient
 from harness.waiting import DEADLINE_S, until
 from harness.ws import WsClient
+
+from .conftest import StartGateway
 
 WORKERS: Final = 4
 CLIENTS: Final = 400
@@ -125,6 +129,24 @@ class TestReconnect:
         assert clients[-1].receive() == "to the newest"
         self._expect_one_delete(clients[-1], api, client_id)
 
+    def test_all_at_once(self, gateway: GatewayProcess, api: FakeApi, client_id: str) -> None:
+        with ThreadPoolExecutor(8) as threads:
+            clients = list(threads.map(lambda _: gateway.connect(client_id), range(24)))
+
+        def list_open() -> list[WsClient]:
+            return [client for client in clients if client.stream.is_silent()]
+
+        until(lambda: len(list_open()) == 1, what="one is left")
+        [survivor] = list_open()
+        assert gateway.push_client().push(client_id, "to the only one").status == 200
+        assert survivor.receive() == "to the only one"
+        for client in clients:
+            if client is not survivor:
+                client.assert_closed(4008, "replaced")
+        survivor.close()
+        api.wait_for_one(client_id, "DELETE")
+        assert len(api.requests(client_id, "DELETE")) == 1
+
     def _expect_one_delete(self, last: WsClient, api: FakeApi, client_id: str) -> None:
         """See that only the last generation's end is reported: the client was always there."""
         last.close(1000, "bye")
@@ -160,6 +182,47 @@ class TestLossOfAWorker:
         until(lambda: len(gateway.children) == len(children), what="a replacement")
         until(lambda: gateway.admin_get("/readyz").status == 200, what="readiness")
         assert not victim.is_alive
+
+
+class TestLossOfAHelper:
+    @pytest.fixture
+    def running(
+        self, api: FakeApi, start_gateway: StartGateway, client_id: str
+    ) -> tuple[GatewayProcess, WsClient]:
+        """Run a gateway of two workers with one client."""
+        gateway = start_gateway(api=api.url, workers=2)
+        return gateway, gateway.connect(client_id)
+
+    def test_private_server_comes_back(
+        self, running: tuple[GatewayProcess, WsClient], client_id: str
+    ) -> None:
+        gateway, client = running
+        server = next(child for child in gateway.children if child.command == "valkey-server")
+        os.kill(server.pid, signal.SIGKILL)
+        until(lambda: not server.is_alive)
+        far_id = f"{client_id}-far"
+        far = connect_to_another_worker(gateway, far_id, gateway.worker_of(client))
+        pushes = [gateway.push_client() for _ in range(10)]
+
+        def reaches_everybody(connection: PushClient) -> bool:
+            names = (client_id, far_id)
+            return {connection.push(name, "as before").status for name in names} == {200}
+
+        for connection in pushes:
+            until(partial(reaches_everybody, connection), what="every worker is back")
+        assert client.receive() == far.receive() == "as before"
+
+    def test_admin_comes_back(
+        self, running: tuple[GatewayProcess, WsClient], client_id: str
+    ) -> None:
+        gateway, client = running
+        admin = gateway.find_admin()
+        os.kill(admin.pid, signal.SIGKILL)
+        until(lambda: not admin.is_alive)
+        assert gateway.admin_get("/healthz").status == 200
+        assert gateway.count("connections_opened") == 1
+        assert gateway.push_client().push(client_id, "as before").status == 200
+        assert client.receive() == "as before"
 
 
 class TestLossOfTheSupervisor:

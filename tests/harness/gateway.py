@@ -43,12 +43,12 @@ _COMPLAINT = re.compile(r"Traceback|exception|ResourceWarning|Fatal Python error
 
 
 def command_line(**options: Option) -> list[str]:
-    """Spell options as flags: True is a flag alone, a list is a flag given several times."""
+    """Spell options as flags: True is a flag alone, a list repeats its flag."""
     arguments = [*COMMAND]
     for name, value in (DEFAULT_OPTIONS | options).items():
         flag = "--" + name.replace("_", "-")
-        if value is True:
-            arguments.append(flag)
+        if isinstance(value, bool):
+            arguments += [flag] * value
         elif isinstance(value, (str, int, float)):
             arguments += [flag, str(value)]
         else:
@@ -213,6 +213,13 @@ class GatewayProcess:
     def worker_of(self, client: WsClient) -> Process:
         """Return the process that holds the other end of a client's connection."""
         return find_socket_owner(self.children, self.clients_address[1], client.port)
+
+    def find_admin(self) -> Process:
+        """Return the process that answers on the admin port."""
+        connection = self.push_client(self.admin_address)
+        connection.request("GET", "/healthz")
+        port: int = connection.stream.socket.getsockname()[1]
+        return find_socket_owner(self.children, self.admin_address[1], port)
 
     def disconnect_all(self) -> None:
         """Close every connection that was opened through this object."""

@@ -27,12 +27,6 @@ class Process:
         """The name of the program."""
         return Path(f"/proc/{self.pid}/comm").read_text().strip()
 
-    @property
-    def resident_bytes(self) -> int:
-        """How much memory it occupies."""
-        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
 
 @dataclass(frozen=True)
 class _Stat:

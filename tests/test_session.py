@@ -1,0 +1,910 @@
+"""Lead sessions through every state, and note what they want done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from ws2api.gateway import counters as c
+from ws2api.gateway import outcomes
+from ws2api.gateway.counters import Counters
+from ws2api.gateway.errors import ApiDisconnected, ApiError, ApiTimeout, ApiUnreachable
+from ws2api.gateway.frames import BINARY, TEXT, encode
+from ws2api.gateway.http_wire import ReplyReader
+from ws2api.gateway.session import (
+    ABNORMAL,
+    ASKING,
+    CLAIMING,
+    CLOSED,
+    CLOSING,
+    HANDSHAKE,
+    NO_CLOSE_FRAME,
+    OPEN,
+    REPLACED_CODE,
+    REPORTING,
+    Session,
+)
+from ws2api.gateway.upstream import CONNECT, DISCONNECT, MESSAGE, Exchange
+
+Action = tuple[object, ...]
+ENDED_ABNORMALLY = (ABNORMAL, NO_CLOSE_FRAME)
+REPLACED: Action = ("send_close", REPLACED_CODE, "replaced")
+
+
+class Recorder(Session):
+    """Be a session whose actions are noted; Redis answers when the test says so.
+
+    Args:
+        releases_at_once: whether the registry answers a release before it returns, as it does
+            while Redis is away.
+    """
+
+    def __init__(
+        self, max_in_flight: int = 1, max_queue: int = 4, *, releases_at_once: bool = False
+    ) -> None:
+        self.slot = Counters(1).slot(0)
+        super().__init__(
+            SimpleNamespace(slot=self.slot, max_in_flight=max_in_flight, max_queue=max_queue)
+        )
+        self.actions: list[Action] = []
+        self.posts: list[tuple[int, int, bytes]] = []
+        self.reading = True
+        self._releases_at_once = releases_at_once
+
+    def taken(self) -> list[Action]:
+        """Return the actions since this was called last."""
+        actions, self.actions = self.actions, []
+        return actions
+
+    def _post(self, first_byte: int, payload: bytes) -> None:
+        self.posts.append((self.sequence, first_byte, payload))
+        self.actions.append(("post", payload))
+
+    def _claim(self) -> None:
+        self.actions.append(("claim",))
+
+    def _welcome(self) -> None:
+        self.actions.append(("welcome",))
+
+    def _judge(self, reply: ReplyReader) -> bool:
+        accepted = reply.status == 200 and reply.body == b"ok"
+        if not accepted:
+            self.actions.append(("refuse", reply.status))
+            self._forget()
+        return accepted
+
+    def _refuse(self, status: int, text: str) -> None:
+        self.actions.append(("refuse", status))
+        self._forget()
+
+    def _write(self, wire: bytes) -> None:
+        self.actions.append(("write", wire))
+
+    def _send_close(self, code: int, reason: str) -> None:
+        self.actions.append(("send_close", code, reason))
+
+    def _read_on(self, on: bool) -> None:
+        assert on != self.reading
+        self.reading = on
+        self.actions.append(("read_on", on))
+
+    def _release(self) -> None:
+        self.actions.append(("release",))
+        if self._releases_at_once:
+            self.on_released(True)
+
+    def _report(self) -> None:
+        self.actions.append(("report", self.close_code, self.close_reason))
+
+    # What happens to it.
+
+    def ask(self) -> None:
+        """Bring the handshake to its end, as the subclass does."""
+        self.state = ASKING
+
+    def is_answered(
+        self, event: int, status: int = 200, body: bytes = b"", type_: str = ""
+    ) -> None:
+        self.on_reply(Exchange(self, event, b""), reply(status, body, type_))
+
+    def is_accepted(self) -> None:
+        self.is_answered(CONNECT, 200, b"ok")
+
+    def fails(self, event: int, error: ApiError | None = None) -> None:
+        self.on_failure(Exchange(self, event, b""), error or ApiDisconnected("gone"))
+
+    def receives(self, *messages: bytes) -> None:
+        for message in messages:
+            self.on_message(TEXT, message)
+
+
+def reply(status: int, body: bytes = b"", type_: str = "") -> ReplyReader:
+    reader = ReplyReader(1 << 20)
+    reader.expect(want_headers=False)
+    content_type = f"Content-Type: {type_}\r\n" if type_ else ""
+    head = f"HTTP/1.1 {status} Whatever\r\n{content_type}Content-Length: {len(body)}\r\n\r\n"
+    reader.feed(head.encode() + body)
+    assert reader.complete
+    return reader
+
+
+def in_handshake(**limits: int | bool) -> Recorder:
+    return Recorder(**limits)  # type: ignore[arg-type]
+
+
+def asking(**limits: int | bool) -> Recorder:
+    session = in_handshake(**limits)
+    session.ask()
+    return session
+
+
+def claiming(**limits: int | bool) -> Recorder:
+    session = asking(**limits)
+    session.is_accepted()
+    assert session.taken() == [("claim",)]
+    return session
+
+
+def opened(**limits: int | bool) -> Recorder:
+    session = claiming(**limits)
+    session.on_claimed()
+    assert session.taken() == [("welcome",)]
+    return session
+
+
+def closing(**limits: int | bool) -> Recorder:
+    session = opened(**limits)
+    session.end(1000, "bye")
+    assert session.taken() == [("release",)]
+    return session
+
+
+def reporting(**limits: int | bool) -> Recorder:
+    session = closing(**limits)
+    session.on_released(True)
+    assert session.taken() == [("report", 1000, "bye")]
+    return session
+
+
+def closed(**limits: int | bool) -> Recorder:
+    session = reporting(**limits)
+    session.is_answered(DISCONNECT)
+    return session
+
+
+STATES: list[tuple[Callable[..., Recorder], int]] = [
+    (in_handshake, HANDSHAKE),
+    (asking, ASKING),
+    (claiming, CLAIMING),
+    (opened, OPEN),
+    (closing, CLOSING),
+    (reporting, REPORTING),
+    (closed, CLOSED),
+]
+NOT_OPEN = [make for make, state in STATES if state != OPEN]
+
+
+@pytest.mark.parametrize(("make", "state"), STATES)
+def test_states_follow_each_other(make: Callable[..., Recorder], state: int) -> None:
+    assert make().state == state
+
+
+# The connect.
+
+
+def test_accepted_client_is_claimed_before_it_is_welcomed() -> None:
+    session = asking()
+    session.is_accepted()
+    assert session.taken() == [("claim",)]
+    assert session.slot[c.CONNECTIONS_OPENED] == 0
+    session.on_claimed()
+    assert session.taken() == [("welcome",)]
+    assert session.slot[c.CONNECTIONS_OPENED] == 1
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"no"), (200, b""), (401, b"ok"), (500, b"")])
+def test_refused_client_is_forgotten(status: int, body: bytes) -> None:
+    session = asking()
+    session.is_answered(CONNECT, status, body)
+    session.end(*ENDED_ABNORMALLY)
+    assert session.taken() == [("refuse", status)]
+    assert session.state == CLOSED
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ApiUnreachable("x"), 502), (ApiDisconnected("x"), 502), (ApiTimeout("x"), 504)],
+)
+def test_client_is_refused_when_the_api_does_not_answer(error: ApiError, status: int) -> None:
+    session = asking()
+    session.fails(CONNECT, error)
+    assert session.taken() == [("refuse", status)]
+    assert session.state == CLOSED
+
+
+def test_leaving_during_the_handshake_concerns_nobody() -> None:
+    session = in_handshake()
+    session.end(*ENDED_ABNORMALLY)
+    assert session.state == CLOSED
+    assert session.taken() == []
+
+
+def test_client_that_left_while_the_api_was_asked_is_reported_if_accepted() -> None:
+    session = asking()
+    session.end(*ENDED_ABNORMALLY)
+    assert session.taken() == []
+    session.is_accepted()
+    assert session.taken() == [("release",)]
+    session.on_released(True)
+    assert session.taken() == [("report", *ENDED_ABNORMALLY)]
+    assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 0
+
+
+def test_client_that_left_while_the_api_was_asked_is_not_reported_if_refused() -> None:
+    for answer in (lambda s: s.is_answered(CONNECT, 403), lambda s: s.fails(CONNECT)):
+        session = asking()
+        session.end(*ENDED_ABNORMALLY)
+        answer(session)
+        assert session.state == CLOSED
+        assert ("release",) not in session.actions
+
+
+def test_newer_connection_outlives_one_that_left_while_the_api_was_asked() -> None:
+    session = asking()
+    session.end(*ENDED_ABNORMALLY)
+    session.is_accepted()
+    session.on_released(False)
+    assert session.taken() == [("release",)]
+    assert session.state == CLOSED
+
+
+def test_client_that_left_while_it_was_claimed_is_reported() -> None:
+    session = claiming()
+    session.end(*ENDED_ABNORMALLY)
+    session.on_claimed()
+    assert session.taken() == [("release",)]
+    session.on_released(True)
+    assert session.taken() == [("report", *ENDED_ABNORMALLY)]
+    assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+@pytest.mark.parametrize("make", [make for make, state in STATES if state != CLAIMING])
+def test_claim_counts_once(make: Callable[..., Recorder]) -> None:
+    session = make()
+    state = session.state
+    session.on_claimed()
+    assert session.state == state
+    assert session.taken() == []
+
+
+# Messages to the API.
+
+
+def test_message_is_posted_at_once() -> None:
+    session = opened()
+    session.on_message(BINARY, b"\xff")
+    assert session.posts == [(1, BINARY, b"\xff")]
+    assert (session.in_flight, session.queued) == (1, 0)
+
+
+def test_messages_are_posted_one_after_the_other() -> None:
+    session = opened()
+    session.receives(b"a", b"b", b"c")
+    assert session.posts == [(1, TEXT, b"a")]
+    session.is_answered(MESSAGE)
+    assert session.posts == [(1, TEXT, b"a"), (2, TEXT, b"b")]
+    session.fails(MESSAGE)
+    assert session.posts == [(1, TEXT, b"a"), (2, TEXT, b"b"), (3, TEXT, b"c")]
+    session.is_answered(MESSAGE, 500)
+    assert (session.in_flight, session.queued) == (0, 0)
+
+
+def test_several_messages_may_be_under_way() -> None:
+    session = opened(max_in_flight=3)
+    session.receives(b"a", b"b", b"c", b"d")
+    assert [payload for _, _, payload in session.posts] == [b"a", b"b", b"c"]
+    session.is_answered(MESSAGE)
+    assert session.posts[3:] == [(4, TEXT, b"d")]
+
+
+def test_failed_message_takes_its_number_with_it() -> None:
+    session = opened()
+    session.receives(b"lost")
+    session.fails(MESSAGE, ApiTimeout("late"))
+    session.receives(b"next")
+    assert session.posts == [(1, TEXT, b"lost"), (2, TEXT, b"next")]
+
+
+def test_counts_what_the_client_sends() -> None:
+    session = opened()
+    session.receives(b"four", b"seven")
+    assert session.slot[c.MESSAGES_RECEIVED] == 2
+    assert session.slot[c.BYTES_RECEIVED] == 9
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 16])
+def test_reading_stops_at_a_full_queue_and_goes_on_at_half(limit: int) -> None:
+    session = opened(max_queue=limit)
+    session.receives(*[b"x"] * limit)
+    assert session.wants_messages
+    session.receives(b"x")
+    assert not session.wants_messages
+    assert session.queued == limit
+    while session.queued > limit // 2:
+        assert not session.reading
+        session.is_answered(MESSAGE)
+    assert session.wants_messages
+    assert session.reading
+
+
+def test_client_that_does_not_read_is_not_read() -> None:
+    session = opened()
+    session.on_writable(False)
+    session.on_writable(True)
+    assert session.taken() == [("read_on", False), ("read_on", True)]
+
+
+def test_reading_goes_on_when_both_reasons_are_gone() -> None:
+    session = opened(max_queue=2)
+    session.receives(b"a", b"b", b"c")
+    session.on_writable(False)
+    session.is_answered(MESSAGE)
+    session.is_answered(MESSAGE)
+    assert not session.reading
+    session.on_writable(True)
+    assert session.reading
+
+
+def test_reader_that_catches_up_does_not_empty_the_queue() -> None:
+    session = opened(max_queue=2)
+    session.receives(b"a", b"b", b"c")
+    session.on_writable(False)
+    session.on_writable(True)
+    assert not session.reading
+
+
+def test_messages_that_come_when_reading_goes_on_find_their_place() -> None:
+    class Eager(Recorder):
+        def _read_on(self, on: bool) -> None:
+            super()._read_on(on)
+            while self.wants_messages:
+                self.receives(b"%d" % self.slot[c.MESSAGES_RECEIVED])
+
+    session = Eager(max_queue=2)
+    session.ask()
+    session.is_accepted()
+    session.on_claimed()
+    session.receives(b"0", b"1", b"2")
+    for _ in range(5):
+        session.is_answered(MESSAGE)
+    assert session.posts == [(i + 1, TEXT, b"%d" % i) for i in range(6)]
+    assert session.queued <= 2
+
+
+# Messages to the client.
+
+
+@pytest.mark.parametrize(
+    ("type_", "first_byte"),
+    [
+        ("", TEXT),
+        ("text/plain", TEXT),
+        ("application/json", TEXT),
+        ("application/octet-stream", BINARY),
+        ("Application/Octet-Stream; x=y", BINARY),
+    ],
+)
+def test_reply_goes_back_as_a_message(type_: str, first_byte: int) -> None:
+    session = opened()
+    session.receives(b"hi")
+    session.taken()
+    session.is_answered(MESSAGE, 200, "grüß dich".encode(), type_)
+    assert session.taken() == [("write", encode(first_byte, "grüß dich".encode()))]
+    assert session.slot[c.MESSAGES_SENT] == 1
+    assert session.slot[c.BYTES_SENT] == len("grüß dich".encode())
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b""), (204, b""), (500, b"no"), (201, b"no")])
+def test_other_answers_are_no_message(status: int, body: bytes) -> None:
+    session = opened()
+    session.receives(b"hi")
+    session.taken()
+    session.is_answered(MESSAGE, status, body)
+    assert session.taken() == []
+    assert session.state == OPEN
+
+
+def test_reply_is_written_before_the_next_message_is_posted() -> None:
+    session = opened()
+    session.receives(b"a", b"b")
+    session.taken()
+    session.is_answered(MESSAGE, 200, b"re: a")
+    assert session.taken() == [("write", encode(TEXT, b"re: a")), ("post", b"b")]
+
+
+def test_text_reply_that_is_no_utf8_is_not_passed_on() -> None:
+    session = opened()
+    session.receives(b"hi")
+    session.taken()
+    session.is_answered(MESSAGE, 200, b"\xff")
+    assert session.taken() == []
+    assert session.slot[c.API_REPLIES_INVALID] == 1
+    assert session.slot[c.MESSAGES_SENT] == 0
+    assert session.in_flight == 0
+
+
+def test_binary_reply_need_not_be_utf8() -> None:
+    session = opened()
+    session.receives(b"hi")
+    session.taken()
+    session.is_answered(MESSAGE, 200, b"\xff", "application/octet-stream")
+    assert session.taken() == [("write", encode(BINARY, b"\xff"))]
+
+
+def test_reply_to_a_client_that_has_left_is_dropped() -> None:
+    session = opened()
+    session.receives(b"hi")
+    session.end(1000, "")
+    session.taken()
+    session.is_answered(MESSAGE, 200, b"too late")
+    assert session.taken() == []
+    assert session.slot[c.MESSAGES_SENT] == 0
+
+
+def test_delivers_a_push() -> None:
+    session = opened()
+    assert session.deliver(BINARY, b"\xff") == outcomes.OK
+    assert session.taken() == [("write", encode(BINARY, b"\xff"))]
+    assert (session.slot[c.MESSAGES_SENT], session.slot[c.BYTES_SENT]) == (1, 1)
+
+
+@pytest.mark.parametrize("make", NOT_OPEN)
+def test_delivers_only_while_open(make: Callable[..., Recorder]) -> None:
+    session = make()
+    assert session.deliver(TEXT, b"x") == outcomes.NOT_FOUND
+    assert session.taken() == []
+
+
+def test_delivers_nothing_to_a_client_that_does_not_read() -> None:
+    session = opened()
+    session.on_writable(False)
+    session.taken()
+    assert session.deliver(TEXT, b"x") == outcomes.TOO_SLOW
+    assert session.taken() == []
+    assert session.slot[c.MESSAGES_SENT] == 0
+
+
+# The end.
+
+
+def test_end_is_reported_after_the_release() -> None:
+    session = opened()
+    session.end(4001, "grün")
+    assert session.taken() == [("release",)]
+    session.on_released(True)
+    assert session.taken() == [("report", 4001, "grün")]
+    assert session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+def test_end_is_taken_once() -> None:
+    session = opened()
+    session.end(1000, "first")
+    session.end(*ENDED_ABNORMALLY)
+    session.close(1001, "third")
+    session.on_released(True)
+    session.end(*ENDED_ABNORMALLY)
+    assert session.taken() == [("release",), ("report", 1000, "first")]
+    assert session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+@pytest.mark.parametrize(
+    "order",
+    ["released answered answered", "answered released answered", "answered answered released"],
+)
+def test_api_hears_of_the_end_last(order: str) -> None:
+    session = opened()
+    session.receives(b"a", b"b")
+    session.end(1000, "")
+    session.taken()
+    for step in order.split():
+        assert not any(action[0] == "report" for action in session.taken())
+        if step == "released":
+            session.on_released(True)
+        else:
+            session.is_answered(MESSAGE)
+    assert session.taken()[-1] == ("report", 1000, "")
+    assert len(session.posts) == 2
+
+
+def test_end_is_reported_when_the_last_message_failed() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.end(1000, "")
+    session.on_released(True)
+    session.taken()
+    session.fails(MESSAGE)
+    assert session.taken() == [("report", 1000, "")]
+
+
+def test_end_is_reported_when_redis_is_away() -> None:
+    session = opened(releases_at_once=True)
+    session.end(1000, "")
+    assert session.taken() == [("release",), ("report", 1000, "")]
+
+
+@pytest.mark.parametrize("way", ["reply", "failure"])
+def test_is_closed_when_the_api_has_heard_or_never_will(way: str) -> None:
+    session = reporting()
+    if way == "reply":
+        session.is_answered(DISCONNECT)
+    else:
+        session.fails(DISCONNECT)
+    assert session.state == CLOSED
+
+
+def test_closes_from_this_side() -> None:
+    session = opened()
+    session.close(1011, "ping timeout")
+    assert session.taken() == [("send_close", 1011, "ping timeout"), ("release",)]
+    session.on_released(True)
+    assert session.taken() == [("report", 1011, "ping timeout")]
+
+
+@pytest.mark.parametrize("make", NOT_OPEN)
+@pytest.mark.parametrize("how", ["close", "drain"])
+def test_closes_only_while_open(make: Callable[..., Recorder], how: str) -> None:
+    session = make()
+    state = session.state
+    getattr(session, how)(1001, "going away")
+    assert session.taken() == []
+    assert session.state == state
+
+
+# Replaced by a newer connection.
+
+
+def test_replaced_client_is_closed_and_not_reported() -> None:
+    session = opened()
+    session.replace()
+    assert session.taken() == [REPLACED]
+    assert session.state == CLOSED
+    assert session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+def test_replaced_client_has_its_messages_posted() -> None:
+    session = opened()
+    session.receives(b"a", b"b")
+    session.taken()
+    session.replace()
+    session.is_answered(MESSAGE, 200, b"too late")
+    assert session.taken() == [REPLACED, ("post", b"b")]
+    assert session.state == CLOSING
+    session.is_answered(MESSAGE)
+    assert session.taken() == []
+    assert session.state == CLOSED
+
+
+def test_id_that_belongs_to_a_newer_connection_is_not_reported() -> None:
+    session = opened()
+    session.end(1000, "")
+    session.on_released(False)
+    assert session.taken() == [("release",)]
+    assert session.state == CLOSED
+
+
+def test_replaced_while_the_id_is_released() -> None:
+    session = closing()
+    session.replace()
+    session.on_released(True)
+    assert session.taken() == []
+    assert session.state == CLOSED
+
+
+def test_replaced_while_the_last_message_is_under_way() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.end(1000, "")
+    session.on_released(True)
+    session.replace()
+    session.taken()
+    session.is_answered(MESSAGE)
+    assert session.taken() == []
+    assert session.state == CLOSED
+
+
+def test_report_under_way_is_not_called_back() -> None:
+    session = reporting()
+    session.replace()
+    assert session.state == REPORTING
+    session.is_answered(DISCONNECT)
+    assert session.state == CLOSED
+    assert session.taken() == []
+
+
+@pytest.mark.parametrize("make", [asking, claiming])
+def test_replaced_before_it_was_open_closes_when_it_is(make: Callable[..., Recorder]) -> None:
+    session = make()
+    session.replace()
+    if session.state == ASKING:
+        session.is_accepted()
+    session.taken()
+    session.on_claimed()
+    assert session.taken() == [("welcome",), REPLACED]
+    assert session.state == CLOSED
+    assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+@pytest.mark.parametrize("make", [asking, claiming])
+def test_replaced_before_it_was_open_and_left(make: Callable[..., Recorder]) -> None:
+    session = make()
+    session.end(*ENDED_ABNORMALLY)
+    session.replace()
+    if session.state == ASKING:
+        session.is_accepted()
+        session.on_released(False)
+    else:
+        session.on_claimed()
+    assert session.state == CLOSED
+    assert not any(action[0] in ("report", "welcome") for action in session.taken())
+
+
+# Drained before a shutdown.
+
+
+def test_idle_client_is_drained_at_once() -> None:
+    session = opened()
+    session.drain(1001, "going away")
+    assert session.taken() == [("send_close", 1001, "going away"), ("release",)]
+
+
+def test_drained_client_is_not_read_and_closed_after_its_last_answer() -> None:
+    session = opened()
+    session.receives(b"a", b"b")
+    session.taken()
+    session.drain(1001, "going away")
+    assert session.taken() == [("read_on", False)]
+    session.is_answered(MESSAGE, 200, b"re: a")
+    assert session.taken() == [("write", encode(TEXT, b"re: a")), ("post", b"b")]
+    session.is_answered(MESSAGE, 200, b"re: b")
+    assert session.taken() == [
+        ("write", encode(TEXT, b"re: b")),
+        ("send_close", 1001, "going away"),
+        ("release",),
+    ]
+
+
+def test_drain_waits_for_all_that_is_under_way() -> None:
+    session = opened(max_in_flight=2)
+    session.receives(b"a", b"b")
+    session.drain(1001, "")
+    session.is_answered(MESSAGE)
+    assert session.state == OPEN
+    session.fails(MESSAGE)
+    assert session.state == CLOSING
+
+
+def test_drained_client_is_not_read_again() -> None:
+    session = opened(max_queue=2)
+    session.receives(b"a", b"b", b"c")
+    session.drain(1001, "")
+    session.on_writable(False)
+    session.on_writable(True)
+    session.is_answered(MESSAGE)
+    assert session.queued == 1
+    assert not session.reading
+
+
+def test_drained_client_may_leave_first() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.drain(1001, "")
+    session.end(1000, "bye")
+    session.on_released(True)
+    session.taken()
+    session.is_answered(MESSAGE)
+    assert session.taken() == [("report", 1000, "bye")]
+
+
+def test_drained_client_still_gets_pushes() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.drain(1001, "")
+    assert session.deliver(TEXT, b"x") == outcomes.OK
+
+
+# All of it in any order.
+
+
+class Life(RuleBasedStateMachine):
+    """Let anything happen to a session that its socket, the API and Redis may do to it."""
+
+    @initialize(
+        max_in_flight=st.integers(1, 3), max_queue=st.integers(1, 4), releases_at_once=st.booleans()
+    )
+    def connects(self, max_in_flight: int, max_queue: int, releases_at_once: bool) -> None:
+        self.session = Recorder(max_in_flight, max_queue, releases_at_once=releases_at_once)
+        self.session.ask()
+        self.max_in_flight, self.max_queue = max_in_flight, max_queue
+        self.received: list[bytes] = []
+        self.answered = 0
+        self.socket_ended = self.accepted = self.released = False
+        self.replaced_before_report = False
+        self.last_state = ASKING
+
+    def is_in(self, *states: int) -> bool:
+        return self.session.state in states
+
+    @property
+    def asked_to_release(self) -> bool:
+        return ("release",) in self.session.actions
+
+    @property
+    def reports(self) -> int:
+        return sum(action[0] == "report" for action in self.session.actions)
+
+    @precondition(lambda self: self.is_in(ASKING))
+    @rule()
+    def api_accepts(self) -> None:
+        self.accepted = True
+        self.session.is_accepted()
+
+    @precondition(lambda self: self.is_in(ASKING))
+    @rule(fails=st.booleans())
+    def api_refuses(self, fails: bool) -> None:
+        if fails:
+            self.session.fails(CONNECT)
+        else:
+            self.session.is_answered(CONNECT, 403)
+
+    @precondition(lambda self: self.is_in(CLAIMING))
+    @rule()
+    def registry_has_claimed(self) -> None:
+        self.session.on_claimed()
+
+    @precondition(lambda self: self.is_in(OPEN) and self.session.wants_messages)
+    @rule(count=st.integers(1, 6))
+    def client_sends(self, count: int) -> None:
+        for _ in range(count):
+            if self.is_in(OPEN) and self.session.wants_messages:
+                message = b"%d" % len(self.received)
+                self.received.append(message)
+                self.session.receives(message)
+
+    @precondition(lambda self: self.session.in_flight)
+    @rule(status=st.sampled_from((200, 204, 500)), body=st.sampled_from((b"", b"re", b"\xff")))
+    def api_answers(self, status: int, body: bytes) -> None:
+        self.answered += 1
+        self.session.is_answered(MESSAGE, status, b"" if status == 204 else body)
+
+    @precondition(lambda self: self.session.in_flight)
+    @rule()
+    def api_fails(self) -> None:
+        self.answered += 1
+        self.session.fails(MESSAGE)
+
+    @precondition(lambda self: not self.socket_ended)
+    @rule(writable=st.booleans())
+    def client_reads_or_not(self, writable: bool) -> None:
+        if writable != self.session.writable:
+            self.session.on_writable(writable)
+
+    @precondition(lambda self: not self.socket_ended)
+    @rule(code=st.sampled_from((1000, ABNORMAL)))
+    def socket_ends(self, code: int) -> None:
+        self.socket_ended = True
+        self.session.end(code, "")
+
+    @rule(how=st.sampled_from(("close", "drain")))
+    def gateway_closes(self, how: str) -> None:
+        getattr(self.session, how)(1001, "going away")
+
+    @rule()
+    def newer_connection_comes(self) -> None:
+        self.replaced_before_report |= not self.reports
+        self.session.replace()
+
+    @precondition(
+        lambda self: self.asked_to_release and not self.released and not self.session._released
+    )
+    @rule(owned=st.booleans())
+    def registry_has_released(self, owned: bool) -> None:
+        self.released = True
+        self.replaced_before_report |= not owned
+        self.session.on_released(owned)
+
+    @precondition(lambda self: self.is_in(REPORTING))
+    @rule(fails=st.booleans())
+    def api_has_heard(self, fails: bool) -> None:
+        if fails:
+            self.session.fails(DISCONNECT)
+        else:
+            self.session.is_answered(DISCONNECT)
+
+    @rule()
+    def api_pushes(self) -> None:
+        outcome = self.session.deliver(TEXT, b"push")
+        if not self.is_in(OPEN):
+            assert outcome == outcomes.NOT_FOUND
+
+    @invariant()
+    def messages_are_posted_in_order_and_numbered_without_gap(self) -> None:
+        posts = self.session.posts
+        assert (
+            posts
+            == [(i + 1, TEXT, message) for i, message in enumerate(self.received)][: len(posts)]
+        )
+        assert len(posts) + self.session.queued == len(self.received)
+
+    @invariant()
+    def no_more_is_under_way_than_allowed(self) -> None:
+        in_flight = len(self.session.posts) - self.answered
+        assert in_flight == self.session.in_flight
+        assert in_flight <= self.max_in_flight
+
+    @invariant()
+    def reading_is_off_while_the_queue_is_full(self) -> None:
+        assert self.session.queued <= self.max_queue
+        assert self.session.reading == self.session.wants_messages
+        if self.is_in(OPEN) and (
+            self.session.queued == self.max_queue or not self.session.writable
+        ):
+            assert not self.session.reading
+
+    @invariant()
+    def nobody_is_kept_waiting(self) -> None:
+        if self.session.queued:
+            assert self.session.in_flight == self.max_in_flight
+        if self.is_in(OPEN) and not self.session.queued and self.session.writable:
+            assert self.session.reading or self.session.in_flight, "nothing would read on"
+
+    @invariant()
+    def states_only_go_forward(self) -> None:
+        assert self.session.state >= self.last_state
+        self.last_state = self.session.state
+
+    @invariant()
+    def end_is_reported_once_and_last(self) -> None:
+        assert self.reports <= 1
+        if self.reports:
+            assert self.session.actions[-1][0] in ("report", "read_on")
+            assert self.answered == len(self.received)
+            assert not self.replaced_before_report
+
+    @invariant()
+    def books_are_kept(self) -> None:
+        slot = self.session.slot
+        assert slot[c.CONNECTIONS_OPENED] - slot[c.CONNECTIONS_CLOSED] == self.is_in(OPEN)
+        assert slot[c.MESSAGES_RECEIVED] == len(self.received)
+
+    def teardown(self) -> None:
+        """Let it end, and look back."""
+        if not hasattr(self, "session"):
+            return
+        session = self.session
+        if self.is_in(ASKING):
+            self.api_accepts()
+        session.on_claimed()
+        session.end(ABNORMAL, "")
+        if self.asked_to_release and not session._released:
+            session.on_released(True)
+        while session.in_flight:
+            self.api_answers(200, b"")
+        if self.is_in(REPORTING):
+            session.is_answered(DISCONNECT)
+        assert session.state == CLOSED
+        assert self.reports == (self.accepted and not self.replaced_before_report)
+        assert len(session.posts) == len(self.received)
+
+
+Life.TestCase.settings = settings(deadline=None, max_examples=120, stateful_step_count=30)
+TestLife = Life.TestCase
