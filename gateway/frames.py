@@ -207,7 +207,7 @@ class FrameReader:
             if have < 10:
                 return None
             length, overhead = int.from_bytes(buffer[2:10], "big"), _LARGE_OVERHEAD
-        if length > self._max_size:
+        if length > self._max_size and not buffer[0] & 0x08:
             return have
         return length + overhead if have >= length + overhead else None
 
@@ -220,6 +220,9 @@ class FrameReader:
             # 5.4: "Control frames MAY be injected in the middle of a fragmented message." The
             # library takes a close there for an error; it is only the end of that message.
             protocol.current_size = None
+        # A control frame is no part of the message that it comes in the middle of, and has a limit
+        # of its own; the library counts it against the message's.
+        protocol.max_message_size = None if frame[0] & 0x08 else self._max_size
         protocol.receive_data(frame)
         for received in protocol.events_received():
             assert isinstance(received, Frame)
@@ -230,9 +233,11 @@ class FrameReader:
         return None
 
     def _whole(self, frame: bytes) -> bytes | None:
+        """Return the payload of a whole data frame within the limit, None for anything else."""
         if frame[0] in (TEXT, BINARY) and frame[1] == 0xFF:
-            if len(frame) - _LARGE_OVERHEAD != int.from_bytes(frame[2:10], "big"):
-                return None  # over the limit and cut off, see _frame_end
+            length = int.from_bytes(frame[2:10], "big")
+            if length > self._max_size or length != len(frame) - _LARGE_OVERHEAD:
+                return None
             return apply_mask(frame[_LARGE_OVERHEAD:], frame[10:_LARGE_OVERHEAD])
         payload = decode_whole(frame)
         return payload if payload is not None and len(payload) <= self._max_size else None

@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     )
     allow_origin: Annotated[Origins, Form("ORIGIN", "all")] = Field(
         (),
-        description="Origin that browsers may connect from; * stands for any run of characters but /.",
+        description="Origin that browsers may connect from; * stands for any characters but /.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged; debug adds each connection."

@@ -1,0 +1,474 @@
+"""Write requests and read them back; read replies in every split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ws2api.gateway.http_wire import MAX_REPLY_HEAD_BYTES, ReplyReader, RequestEncoder
+from ws2api.gateway.settings import ApiUrl
+
+MAX_BODY_BYTES = 100_000
+
+# Requests.
+
+
+class Request:
+    """Be what a server makes of one request; httptools calls it."""
+
+    def __init__(self, wire: bytes) -> None:
+        self.target = self.body = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.count = 0
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(wire)
+        assert self.count == 1, "not exactly one whole request"
+        self.method = self._parser.get_method()
+        assert self._parser.get_http_version() == "1.1"
+        assert self._parser.should_keep_alive()
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.count += 1
+
+
+def encoder(path: str = "", host_header: str = "api.example:8000") -> RequestEncoder:
+    return RequestEncoder(ApiUrl("api.example", 8000, False, path, host_header))
+
+
+def test_connect() -> None:
+    header_lines = b"Cookie: a=b\r\nX-Forwarded-For: 10.1.2.3\r\n"
+    wire = encoder("/ws").connect(b"me", b"?a=1&b", 1_700_000, b"http://gw:1/me", header_lines)
+    request = Request(wire)
+    assert (request.method, request.target, request.body) == (b"GET", b"/ws/me?a=1&b", b"")
+    assert request.headers == [
+        (b"Host", b"api.example:8000"),
+        (b"Ws2api-Generation", b"1700000"),
+        (b"Ws2api-Push-Url", b"http://gw:1/me"),
+        (b"Cookie", b"a=b"),
+        (b"X-Forwarded-For", b"10.1.2.3"),
+    ]
+
+
+def test_text_message() -> None:
+    request = Request(encoder().message(b"me", 17, 3, True, "grün".encode()))
+    assert (request.method, request.target) == (b"POST", b"/me")
+    assert request.body.decode() == "grün"
+    assert request.headers == [
+        (b"Host", b"api.example:8000"),
+        (b"Ws2api-Generation", b"17"),
+        (b"Ws2api-Sequence", b"3"),
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", b"5"),
+    ]
+
+
+def test_binary_message() -> None:
+    request = Request(encoder().message(b"me", 17, 3, False, b"\0%b\r\n\r\n\xff"))
+    assert request.body == b"\0%b\r\n\r\n\xff"
+    assert (b"Content-Type", b"application/octet-stream") in request.headers
+
+
+def test_disconnect() -> None:
+    request = Request(encoder("/ws").disconnect(b"me", 17, 1006, b"EOF"))
+    assert (request.method, request.target, request.body) == (b"DELETE", b"/ws/me", b"EOF")
+    assert request.headers == [
+        (b"Host", b"api.example:8000"),
+        (b"Ws2api-Generation", b"17"),
+        (b"Ws2api-Close-Code", b"1006"),
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", b"3"),
+    ]
+
+
+def test_empty_bodies_have_a_length() -> None:
+    for wire in (
+        encoder().message(b"me", 1, 1, True, b""),
+        encoder().message(b"me", 1, 1, False, b""),
+        encoder().disconnect(b"me", 1, 1005, b""),
+    ):
+        assert (b"Content-Length", b"0") in Request(wire).headers
+
+
+PATHS = ("", "/v1", "/100%25", "/a%20b/c", "/%62%64", "/%d%s", "/%%", "/a;b=c/~d")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    path=st.sampled_from(PATHS),
+    host_header=st.sampled_from(("h", "h:80", "[::1]:8000", "[fe80::1%25eth0]:80")),
+    client_id=st.sampled_from((b"me", b"%25", b"%62", b"a.b_c~d-e")),
+    query=st.sampled_from((b"", b"?", b"?x=%25d&y=%b")),
+    generation=st.integers(1, 1 << 53),
+    body=st.binary(max_size=100),
+)
+def test_what_is_encoded_is_what_a_server_reads(
+    path: str, host_header: str, client_id: bytes, query: bytes, generation: int, body: bytes
+) -> None:
+    api = encoder(path, host_header)
+    target = path.encode() + b"/" + client_id
+    connect = Request(api.connect(client_id, query, generation, b"http://gw/%62", b"A: %b\r\n"))
+    message = Request(api.message(client_id, generation, 1, False, body))
+    disconnect = Request(api.disconnect(client_id, generation, 1000, body))
+    assert connect.target == target + query
+    assert (b"A", b"%b") in connect.headers
+    assert (message.target, message.body) == (target, body)
+    assert (disconnect.target, disconnect.body) == (target, body)
+    for request in (connect, message, disconnect):
+        assert request.headers[0] == (b"Host", host_header.encode())
+        assert request.headers[1] == (b"Ws2api-Generation", b"%d" % generation)
+
+
+# Replies.
+
+
+class Reply(NamedTuple):
+    """Be what is known of a reply when it is complete."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b""
+    keep_alive: bool = True
+
+
+class Scripted(NamedTuple):
+    """Pair the bytes of a reply with what they mean."""
+
+    wire: bytes
+    reply: Reply
+    until_eof: bool = False
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def seen(reader: ReplyReader) -> Reply:
+    assert reader.complete
+    return Reply(reader.status, reader.body, reader.content_type, reader.keep_alive)
+
+
+def new_reader(*, want_headers: bool = False) -> ReplyReader:
+    reader = ReplyReader(MAX_BODY_BYTES)
+    reader.expect(want_headers)
+    return reader
+
+
+def read(*pieces: bytes, want_headers: bool = False) -> ReplyReader:
+    reader = new_reader(want_headers=want_headers)
+    feed(reader, pieces)
+    return reader
+
+
+def feed(reader: ReplyReader, pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        assert not reader.complete
+        reader.feed(piece)
+
+
+def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
+    """Split data; a cut is taken modulo the length."""
+    positions = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(positions)]
+
+
+def bytes_of(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    chunks = [body[i : i + size] for i in range(0, len(body), size)]
+    return b"".join([b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]])
+
+
+@st.composite
+def scripted_replies(draw: st.DrawFn) -> Scripted:
+    status = draw(st.sampled_from((200, 200, 201, 204, 403, 404, 500, 503)))
+    body = b"" if status == 204 else draw(st.binary(max_size=200))
+    type_ = draw(st.sampled_from((b"", b"text/plain", b"application/octet-stream")))
+    interim = draw(
+        st.sampled_from(
+            (
+                b"",
+                b"HTTP/1.1 100 Continue\r\n\r\n",
+                b"HTTP/1.1 103 Early Hints\r\nContent-Type: interim\r\nLink: </a>\r\n\r\n" * 2,
+            )
+        )
+    )
+    framing = draw(st.sampled_from(("length", "chunked", "eof", "close", "old", "old kept")))
+    version = b"1.0" if framing.startswith("old") else b"1.1"
+    lines = [b"HTTP/%b %d Whatever" % (version, status), b"Server: a", b"X-A: " + b"y" * 50]
+    if type_:
+        lines.append(b"content-TYPE: " + type_)
+    wire, until_eof, keep_alive = body, False, framing in ("length", "chunked", "old kept")
+    if status == 204:
+        keep_alive = framing in ("length", "chunked", "eof", "old kept")
+    elif framing == "chunked":
+        lines.append(b"Transfer-Encoding: chunked")
+        wire = chunked(body, draw(st.integers(1, 100)))
+    elif framing == "eof":
+        until_eof = True
+    else:
+        lines.append(b"Content-Length: %d" % len(body))
+    if framing in ("close", "old kept"):
+        lines.append(b"Connection: " + (b"close" if framing == "close" else b"keep-alive"))
+    head = b"".join(line + b"\r\n" for line in [*lines, b""])
+    return Scripted(interim + head + wire, Reply(status, body, type_, keep_alive), until_eof)
+
+
+@settings(deadline=None, max_examples=200)
+@given(scripted_replies(), st.lists(st.integers(0, 1000), max_size=8))
+def test_any_split_gives_the_same_reply(scripted: Scripted, cuts: list[int]) -> None:
+    reader = read(*pieces_of(scripted.wire, cuts))
+    assert reader.feed_eof() == scripted.until_eof
+    assert seen(reader) == scripted.reply
+
+
+@settings(deadline=None, max_examples=50)
+@given(scripted_replies())
+def test_byte_by_byte_gives_the_same_reply(scripted: Scripted) -> None:
+    reader = read(*bytes_of(scripted.wire))
+    assert reader.feed_eof() == scripted.until_eof
+    assert seen(reader) == scripted.reply
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(scripted_replies(), max_size=5), st.lists(st.integers(0, 1000), max_size=4))
+def test_replies_follow_each_other_on_one_connection(
+    conversation: list[Scripted], cuts: list[int]
+) -> None:
+    reader = ReplyReader(MAX_BODY_BYTES)
+    for scripted in conversation:
+        reader.expect(want_headers=False)
+        feed(reader, pieces_of(scripted.wire, cuts))
+        if scripted.until_eof:
+            reader.feed_eof()
+        assert seen(reader) == scripted.reply
+        if not scripted.reply.keep_alive:
+            break
+
+
+@settings(deadline=None, max_examples=150)
+@given(scripted_replies(), st.integers(0, 1000))
+def test_reply_cut_off_by_the_end_is_not_complete(scripted: Scripted, cut: int) -> None:
+    reader = read(scripted.wire[: cut % len(scripted.wire)])
+    assert not reader.complete
+    # Without a length the end of the stream is the end of the body, wherever it comes.
+    in_body = scripted.until_eof and reader.status == scripted.reply.status
+    assert reader.feed_eof() == in_body
+    assert not in_body or scripted.reply.body.startswith(reader.body)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=50),
+            scripted_replies().map(lambda scripted: scripted.wire),
+            st.sampled_from((OK, b"Content-Length: 5\r\n", b"\r\n", b"HTTP/1.1 101 X\r\n")),
+        ),
+        max_size=6,
+    )
+)
+def test_garbage_raises_only_errors_of_the_parser(pieces: list[bytes]) -> None:
+    reader = new_reader()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return
+    reader.feed_eof()
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 2x0 OK\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        OK + b"Content-Length: x\r\n\r\n",
+        OK + b"Content-Length: -1\r\n\r\n",
+        OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        OK + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n0\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
+        OK + b"Bad Name: x\r\n\r\n",
+        OK + b"A: b\r\n folded\r\n\r\n",
+        OK + b"A: b\0c\r\n\r\n",
+    ],
+)
+def test_malformed_reply_is_refused(wire: bytes) -> None:
+    with pytest.raises(httptools.HttpParserError):
+        read(wire)
+    with pytest.raises(httptools.HttpParserError):
+        read(*bytes_of(wire))
+
+
+def test_switching_protocols_is_no_reply() -> None:
+    reader = new_reader()
+    with pytest.raises((httptools.HttpParserError, httptools.HttpParserUpgrade)):
+        reader.feed(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n\xff\xff")
+    assert not reader.complete
+    assert not reader.feed_eof()
+
+
+# What a reply says.
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_text"),
+    [
+        (b"", True),
+        (b"text/plain; charset=utf-8", True),
+        (b"application/json", True),
+        (b"application/octet-stream", False),
+        (b"Application/OCTET-stream; charset=binary", False),
+    ],
+)
+def test_type_tells_text_from_binary(content_type: bytes, is_text: bool) -> None:
+    line = b"Content-Type: %b\r\n" % content_type if content_type else b""
+    assert read(OK + line + b"Content-Length: 1\r\n\r\nx").is_text == is_text
+
+
+def test_headers_are_kept_when_they_are_wanted() -> None:
+    wire = OK + b"Set-Cookie: a=1\r\nSET-cookie: b=2\r\nContent-Length: 0\r\n\r\n"
+    headers = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), (b"content-length", b"0")]
+    assert read(wire, want_headers=True).headers == headers
+    assert read(wire).headers == []
+
+
+def test_headers_of_interim_replies_are_not_those_of_the_reply() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nContent-Type: application/octet-stream\r\n\r\n"
+    reader = read(interim + OK + b"Content-Length: 2\r\n\r\nok", want_headers=True)
+    assert reader.headers == [(b"content-length", b"2")]
+    assert reader.is_text
+
+
+def test_headers_of_the_last_reply_are_gone_with_the_next() -> None:
+    reader = read(OK + b"A: b\r\nContent-Type: x/y\r\nContent-Length: 0\r\n\r\n", want_headers=True)
+    reader.expect(want_headers=False)
+    reader.feed(OK + b"Content-Length: 0\r\n\r\n")
+    assert reader.headers == []
+    assert reader.content_type == b""
+
+
+def test_trailer_is_no_header() -> None:
+    trailer = b"Content-Type: application/octet-stream\r\nSet-Cookie: a=b\r\n"
+    head = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+    reader = read(head + b"2\r\nok\r\n0\r\n" + trailer + b"\r\n", want_headers=True)
+    assert reader.body == b"ok"
+    assert reader.is_text
+    assert [name for name, _ in reader.headers] == [b"transfer-encoding"]
+
+
+def test_reply_stays_readable_while_the_next_is_expected() -> None:
+    reader = read(OK + b"Content-Length: 2\r\n\r\nok")
+    reader.expect(want_headers=False)
+    assert (reader.status, reader.body, reader.complete) == (200, b"ok", False)
+
+
+# The end of the stream.
+
+
+def test_end_before_any_byte_completes_nothing() -> None:
+    assert not new_reader().feed_eof()
+
+
+def test_end_after_an_interim_reply_completes_nothing() -> None:
+    assert not read(b"HTTP/1.1 100 Continue\r\n\r\n").feed_eof()
+
+
+def test_end_after_a_complete_reply_completes_nothing_more() -> None:
+    assert not read(OK + b"Content-Length: 0\r\n\r\n").feed_eof()
+
+
+@pytest.mark.parametrize(
+    "before", [OK + b"Content-Length: 2\r\n\r\nok", b"HTTP/1.1 204 No Content\r\n\r\n"]
+)
+def test_end_instead_of_the_next_reply_completes_nothing(before: bytes) -> None:
+    reader = read(before)
+    reader.expect(want_headers=False)
+    assert not reader.feed_eof()
+    assert not reader.complete
+
+
+# Limits.
+
+
+@pytest.mark.parametrize("over", [0, 1])
+@pytest.mark.parametrize("framing", ["length", "chunked", "eof"])
+def test_body_is_limited(framing: str, over: int) -> None:
+    body = b"x" * (MAX_BODY_BYTES + over)
+    wire = {
+        "length": OK + b"Content-Length: %d\r\n\r\n" % len(body) + body,
+        "chunked": OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, 1000),
+        "eof": OK + b"\r\n" + body,
+    }[framing]
+    reader = new_reader()
+    if over:
+        with pytest.raises(httptools.HttpParserError) as caught:
+            feed(reader, pieces_of(wire, list(range(0, len(wire), 30_000))))
+        assert str(caught.value.__context__) == "reply body exceeds the limit"
+        assert not reader.complete
+    else:
+        feed(reader, [wire])
+        assert reader.feed_eof() == (framing == "eof")
+        assert reader.body == body
+
+
+def test_head_is_limited() -> None:
+    line = b"A: " + b"x" * 999 + b"\r\n"
+    count = MAX_REPLY_HEAD_BYTES // 1000
+    assert read(OK + line * count + b"\r\n").status == 200
+    with pytest.raises(httptools.HttpParserError) as caught:
+        read(OK + line * (count + 1) + b"\r\n")
+    assert str(caught.value.__context__) == "reply head exceeds the limit"
+
+
+def test_head_of_each_reply_is_limited_alone() -> None:
+    reader = ReplyReader(MAX_BODY_BYTES)
+    for _ in range(5):
+        reader.expect(want_headers=True)
+        reader.feed(OK + b"A: " + b"x" * 20_000 + b"\r\nContent-Length: 0\r\n\r\n")
+        assert reader.complete
+
+
+@pytest.mark.parametrize("start", [OK + b"A: ", OK + b"A", b"HTTP/1.1 200 "])
+def test_line_without_an_end_is_limited(start: bytes) -> None:
+    reader = read(start)
+    with pytest.raises(httptools.HttpParserError):
+        for _ in range(MAX_REPLY_HEAD_BYTES // 1000 * 2):
+            reader.feed(b"x" * 1000)
+
+
+# Bytes after the reply.
+
+
+@pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"])
+@pytest.mark.parametrize("more", [b"x", b"\r\nx", OK, OK + b"Content-Length: 0\r\n\r\n"])
+def test_bytes_after_the_reply_are_an_error_and_leave_it_whole(head: bytes, more: bytes) -> None:
+    reader = new_reader()
+    with pytest.raises(httptools.HttpParserError):
+        reader.feed(OK + head + b"Content-Length: 2\r\n\r\nok" + more)
+    assert reader.complete
+    assert (reader.status, reader.body) == (200, b"ok")
+
+
+def test_bytes_that_come_later_and_unasked_are_an_error() -> None:
+    reader = read(OK + b"Content-Length: 2\r\n\r\nok")
+    with pytest.raises(httptools.HttpParserError):
+        reader.feed(OK + b"Content-Length: 0\r\n\r\n")
