@@ -24,6 +24,9 @@ from .sweeper import Sweeper
 _BATCH: Final = 500
 _MAX_ASKS: Final = 20_000
 
+# The longest that a worker takes to find out that Redis is back, and to enter its clients again.
+_RETURN_S: Final = 5.0
+
 _NOBODY: Final = 0
 _SENT: Final = 1
 _SILENT: Final = 2
@@ -128,6 +131,10 @@ class Bus:
         self._on_replaced = on_replaced
         # Asks of this worker that are not confirmed yet, by number.
         self._asks: dict[int, Ask] = {}
+        self.is_open = False
+        """True while both connections to Redis are up; set through `open` and `close`."""
+        # Until when an id that Redis does not know may be one that its worker has yet to enter.
+        self._doubtful_until = 0.0
         self._number = 0
         # (started, number), oldest first; confirmed ones are passed over.
         self._deadlines: deque[tuple[float, int]] = deque()
@@ -146,9 +153,24 @@ class Bus:
         """Count the asks of this worker that wait for their confirmation."""
         return len(self._asks)
 
+    def open(self, *, returned: bool) -> None:
+        """Take asks from now on.
+
+        Args:
+            returned: True when Redis was away, so that other workers may be entering their
+                clients yet.
+        """
+        self.is_open = True
+        if returned:
+            self._doubtful_until = self._sweeper.now + _RETURN_S
+
+    def close(self) -> None:
+        """Take no asks while Redis is away; those under way keep their time to be confirmed."""
+        self.is_open = False
+
     def forward(self, ask: Ask) -> None:
         """Hand an ask to the worker that holds its client; `ask.finish` is called in any case."""
-        if not self._link.is_up or len(self._asks) >= _MAX_ASKS:
+        if not self.is_open or len(self._asks) >= _MAX_ASKS:
             ask.finish(outcomes.UNAVAILABLE, b"")
             return
         own = 0
@@ -203,9 +225,11 @@ class Bus:
             # Where the connection broke it may have been published all the same; a confirmation
             # that still comes finds the ask settled.
             states = [_SILENT] * len(batch) if isinstance(reply, Exception) else reply
+            is_doubtful = self._sweeper.now < self._doubtful_until
             for (ask, own, _), state in zip(batch, states, strict=True):
                 if state != _SENT:
-                    outcome = outcomes.NOT_FOUND if state == _NOBODY else outcomes.UNAVAILABLE
+                    is_gone = state == _NOBODY and not is_doubtful
+                    outcome = outcomes.NOT_FOUND if is_gone else outcomes.UNAVAILABLE
                     if not own or self._asks.pop(own, None) is not None:
                         ask.finish(outcome, b"")
 

@@ -28,7 +28,7 @@ from .frames import (
     decode_whole,
     is_utf8,
 )
-from .handshake import Handshake, error_response, refusal
+from .handshake import error_response, refusal
 from .http_wire import ReplyReader
 from .hub import Hub
 from .opening import Opening
@@ -96,6 +96,7 @@ class Client(Session, asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         hub = self._hub
         hub.live.add(self)
+        self._transport.set_write_buffer_limits(high=hub.max_write_buffer)
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
         # One place in the wheel for the whole life of the connection, see on_tick.
         hub.sweeper.schedule(self, min(hub.handshake_timeout_s, hub.ping_interval_s or _NEVER_S))
@@ -130,6 +131,7 @@ class Client(Session, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, after what the client had sent before."""
         self._transport = None
+        self._hub.blocked.pop(self, None)
         reader = self._reader
         if self.state == OPEN and reader is not None:
             while self.state == OPEN and (event := reader.next_event()) is not None:
@@ -149,11 +151,20 @@ class Client(Session, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the client does not read."""
+        self._hub.blocked[self] = self._hub.sweeper.now
         self.on_writable(False)
 
     def resume_writing(self) -> None:
         """Note that the client reads again."""
+        self._hub.blocked.pop(self, None)
         self.on_writable(True)
+
+    def drop_slow(self) -> None:
+        """End the connection of a client that has not read for long."""
+        if self.state == OPEN:
+            self.close(1008, "too slow")
+        else:
+            self.abort()
 
     # Reading.
 
@@ -209,7 +220,7 @@ class Client(Session, asyncio.Protocol):
             return
         opening.early += head.rest
         opening.head = opening.raw = None
-        self._ask(opening.handshake)
+        self._announce(opening.handshake.client_id)
 
     def _hand_over(self, opening: Opening) -> None:
         """Let the push side serve a plain HTTP request on this port (--single-port)."""
@@ -227,16 +238,21 @@ class Client(Session, asyncio.Protocol):
 
     # The connect.
 
-    def _ask(self, handshake: Handshake) -> None:
+    def _announce(self, client_id: bytes) -> None:
         hub = self._hub
         if hub.draining:
             self._refuse(503, "the gateway is shutting down")
             return
         self.state = ASKING
-        self.client_id = client_id = handshake.client_id
+        self.client_id = client_id
         self.generation = hub.next_generation()
         hub.connecting[client_id] = self
-        hub.registry.announce(client_id, self.generation)
+        hub.registry.announce(client_id, self.generation, self)
+
+    def _ask(self) -> None:
+        hub = self._hub
+        assert self._opening is not None and self._opening.handshake is not None
+        handshake, client_id = self._opening.handshake, self.client_id
         wire = hub.encoder.connect(
             client_id,
             handshake.query,
@@ -245,6 +261,11 @@ class Client(Session, asyncio.Protocol):
             handshake.header_lines,
         )
         hub.upstream.submit(Exchange(self, CONNECT, wire))
+
+    def _abandon(self) -> None:
+        self._leave_connecting()
+        self._opening = None
+        self._forget()
 
     def _judge(self, reply: ReplyReader) -> bool:
         opening = self._opening

@@ -180,6 +180,8 @@ class ReplyReader:
             self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._begun:
+            return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         length = len(name)
         self._head_size += length + len(value)
         if self._head_size > MAX_REPLY_HEAD_BYTES:

@@ -34,10 +34,12 @@ class Hub:
     max_in_flight: int
     max_queue: int
     max_message_size: int
+    max_write_buffer: int
     ping_interval_s: float
     """0 when pings are off."""
     ping_timeout_s: float
     handshake_timeout_s: float
+    write_timeout_s: float
     reroute: Callable[[Ask], None]
     """Route an ask again that was held for a client whose connect came to nothing."""
     serve_http: Callable[[asyncio.Transport, bytes], None] | None
@@ -50,7 +52,17 @@ class Hub:
     """Clients whose connect is being decided, the newest of each id."""
     live: set[Client] = field(default_factory=set)
     """Every client whose socket is open, or whom the API has not heard the last of."""
+    blocked: dict[Client, float] = field(default_factory=dict)
+    """Clients whose write buffer is full, and since when."""
     last_generation: int = 0
+
+    def drop_slow(self, now: float) -> None:
+        """End the connections of clients that have not read for too long; called each tick."""
+        if self.blocked:
+            oldest = now - self.write_timeout_s
+            for client in [client for client, since in self.blocked.items() if since < oldest]:
+                self.blocked[client] = now  # the close itself gets as long again
+                client.drop_slow()
 
     def next_generation(self) -> int:
         """Return a birth time in µs that no other connection of this worker has."""

@@ -102,7 +102,7 @@ class PushConnection(asyncio.Protocol):
         self._is_chunked = False
         self._header_count = 0
         # True from the first byte of a head to its last, and the bytes that were fed meanwhile.
-        self._in_head = False
+        self._in_head = self._head_is_new = False
         self._fed_size = 0
         # Bytes of the body that the parser does not see, see _parse.
         self._body_left = 0
@@ -155,9 +155,12 @@ class PushConnection(asyncio.Protocol):
                 if not self._body_left:
                     self._complete()
                 continue
+            self._head_is_new = False
             try:
                 self._parser.feed_data(data)
-                if self._in_head:  # the parser keeps a header to itself until it is whole
+                # The parser keeps a header to itself until it is whole. A head that began in
+                # this packet is bounded by the packet.
+                if self._in_head and not self._head_is_new:
                     self._fed_size += len(data)
                     if self._fed_size > MAX_HEAD_BYTES:
                         self._refuse(outcomes.HEAD_TOO_LARGE, b"")
@@ -208,7 +211,7 @@ class PushConnection(asyncio.Protocol):
         self._url = self._type = self._authorization = b""
         self._generation = None
         self._expects_continue = self._is_chunked = False
-        self._in_head = True
+        self._in_head = self._head_is_new = True
         self._fed_size = 0
         self._head_size = self._header_count = self._body_size = self._announced_size = 0
         self._body = b""
@@ -220,6 +223,8 @@ class PushConnection(asyncio.Protocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         self._header_count += 1
         self._count(len(name) + len(value))
         name = name.lower()

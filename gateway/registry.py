@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from .envelope import REPLACED, Envelope, encode
-from .redis_link import RedisLink, Reply, Script
+from .redis_link import Callback, RedisLink, Reply, Script
 
 _PENDING_MARGIN_S: Final = 30
 _BATCH: Final = 500
@@ -112,6 +112,9 @@ class Claimant(Protocol):
     client_id: bytes
     generation: int
 
+    def on_announced(self) -> None:
+        """Learn that the connect is marked, or that Redis is away."""
+
     def on_claimed(self) -> None:
         """Learn that the id is held, or that Redis is away and it will be when it returns."""
 
@@ -139,10 +142,21 @@ class Registry:
         self._pending_ms = int((pending_s + _PENDING_MARGIN_S) * 1000)
         self._pending_key = self._prefix + b"p:"
 
-    def announce(self, client_id: bytes, generation: int) -> None:
-        """Mark a connect as being decided here."""
+    def announce(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
+        """Mark a connect as being decided here; `claimant.on_announced` follows.
+
+        The API is asked only after that: it may push to the client through any worker as soon
+        as it has answered, and each must find the mark.
+        """
+
+        def on_reply(reply: Reply) -> None:
+            claimant.on_announced()
+
+        self._mark(client_id, generation, on_reply)
+
+    def _mark(self, client_id: bytes, generation: int, on_reply: Callback) -> None:
         self._link.send(
-            _ignore,
+            on_reply,
             b"SET",
             self._pending_key + client_id,
             b"%b %d" % (self._worker, generation),
@@ -210,7 +224,9 @@ class Registry:
 
         self._call(on_reply, _RELEASE, self._worker, client_id, generation)
 
-    async def restore(self, clients: Mapping[bytes, Claimant]) -> None:
+    async def restore(
+        self, clients: Mapping[bytes, Claimant], connecting: Mapping[bytes, Claimant]
+    ) -> None:
         """Make Redis agree with this worker after it was away.
 
         Entries of clients that left meanwhile go; every client that is here is entered again.
@@ -230,6 +246,8 @@ class Registry:
             if cursor == b"0":
                 break
         self.claim_again(list(clients.values()))
+        for claimant in connecting.values():
+            self._mark(claimant.client_id, claimant.generation, _ignore)
 
     async def clear(self, worker: str) -> None:
         """Remove the entries of a worker that is dead."""

@@ -101,12 +101,20 @@ class Session:
         """Send one message to the API."""
         raise NotImplementedError
 
+    def _ask(self) -> None:
+        """Send the GET to the API."""
+        raise NotImplementedError
+
     def _claim(self) -> None:
         """Enter the id into the registry; `on_claimed` follows."""
         raise NotImplementedError
 
     def _welcome(self) -> None:
         """Finish the upgrade: write the 101, then what was held back."""
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        """Forget a client that left before the API was asked."""
         raise NotImplementedError
 
     def _judge(self, reply: ReplyReader) -> bool:
@@ -138,6 +146,13 @@ class Session:
         raise NotImplementedError
 
     # Events of the connect.
+
+    def on_announced(self) -> None:
+        """Ask the API: pushes that it makes from now on find this worker."""
+        if self.left:
+            self._abandon()
+        else:
+            self._ask()
 
     def on_claimed(self) -> None:
         """Open: the registry knows the id, pushes find it."""

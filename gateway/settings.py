@@ -126,6 +126,13 @@ class Settings(BaseSettings):
     max_queue: Annotated[int, Field(ge=1, le=10_000), Form("N")] = Field(
         16, description="Messages of one client that wait here before its socket is not read."
     )
+    max_write_buffer: Annotated[ByteSize, Field(ge=1, le=1 << 30), Form("BYTES")] = Field(
+        ByteSize(1 << 18),
+        description="Bytes that may wait for a client that reads slowly; beyond it pushes get 429.",
+    )
+    write_timeout: Seconds = Field(
+        30.0, description="A client that reads nothing for this time is closed with 1008."
+    )
     ping_interval: SecondsOrOff = Field(
         30.0, description="A silent client is pinged after this time; 0 turns pings off."
     )

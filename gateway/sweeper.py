@@ -59,15 +59,18 @@ class Sweeper:
 
     def _tick(self) -> None:
         self.now = now = self._loop.time()
-        # A loop that was held up catches up, so that deadlines do not drift.
+        due: list[Timed] = []
+        # A loop that was held up catches up, so that deadlines do not drift. Nothing is looked at
+        # before the ring stands where the clock does: the delays that follow begin now.
         while self._next_at <= now:
             self._next_at += TICK_S
             self._position = position = (self._position + 1) % _SLOTS
-            bucket, self._ring[position] = self._ring[position], []
-            for timed in bucket:
-                delay_s = timed.on_tick(now)
-                if delay_s > 0:
-                    self.schedule(timed, delay_s)
+            due += self._ring[position]
+            self._ring[position] = []
+        for timed in due:
+            delay_s = timed.on_tick(now)
+            if delay_s > 0:
+                self.schedule(timed, delay_s)
         for callback in self._each_tick:
             callback(now)
         self._handle = self._loop.call_at(self._next_at, self._tick)

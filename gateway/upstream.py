@@ -293,6 +293,8 @@ class Upstream:
 
     def _connect_more(self) -> None:
         """Open as many connections as there are requests waiting, within the limits."""
+        if self._closing:
+            return
         room = self._max_connections - len(self._connections) - len(self._connecting)
         wanted = min(len(self._queue), _MAX_CONNECTING) - len(self._connecting)
         for _ in range(min(room, wanted)):
@@ -399,6 +401,7 @@ class Upstream:
     async def close(self) -> None:
         """Drop every connection; what is under way is forgotten."""
         self._closing = True
+        self._queue.clear()
         for task in list(self._connecting):
             task.cancel()
         for connection in list(self._connections):

@@ -103,6 +103,8 @@ class Worker:
         self.drain_requested = asyncio.Event()
         self._servers: list[asyncio.AbstractServer] = []
         self._restoring: asyncio.Task[None] | None = None
+        # Whether Redis has confirmed the subscription, without which no confirmation arrives.
+        self._subscribed = False
         self._was_up = False
         self._sweeper = Sweeper(loop)
         self._upstream = Upstream(settings, slot, self._sweeper, loop, _api_tls(settings))
@@ -114,8 +116,8 @@ class Worker:
             f"ws2api-{assignment.index}-commands",
             loop,
             self._sweeper,
-            self._on_commands_up,
-            self._note_redis,
+            self._on_redis_change,
+            self._on_redis_change,
             scripts=(*registry_module.SCRIPTS, *bus_module.SCRIPTS),
         )
         self._bus = Bus(
@@ -136,7 +138,7 @@ class Worker:
             loop,
             self._sweeper,
             self._on_subscription_up,
-            self._note_redis,
+            self._on_subscription_down,
             on_message=self._bus.on_message,
         )
         self._registry = Registry(
@@ -164,9 +166,11 @@ class Worker:
             max_in_flight=settings.max_in_flight,
             max_queue=settings.max_queue,
             max_message_size=int(settings.max_message_size),
+            max_write_buffer=int(settings.max_write_buffer),
             ping_interval_s=settings.ping_interval,
             ping_timeout_s=settings.ping_timeout,
             handshake_timeout_s=settings.handshake_timeout,
+            write_timeout_s=settings.write_timeout,
             reroute=self._router.route,
             serve_http=self._serve_http if settings.single_port else None,
             log_connections=settings.log_level == "debug",
@@ -185,11 +189,12 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGTERM, self.drain_requested.set)
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
+        self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.start()
         self._commands.start()
         self._subscription.start()
         deadline = self._loop.time() + _REDIS_START_S
-        while not self._redis_is_up and self._loop.time() < deadline:
+        while not self._bus.is_open and self._loop.time() < deadline:
             await asyncio.sleep(_POLL_S)
         await self._clear_predecessor()
         assignment = self._assignment
@@ -238,16 +243,27 @@ class Worker:
 
     # Redis.
 
-    @property
-    def _redis_is_up(self) -> bool:
-        return self._commands.is_up and self._subscription.is_up
-
     def _on_subscription_up(self) -> None:
-        self._subscription.send(_ignore_reply, b"SUBSCRIBE", self._bus.channel)
-        self._note_redis()
+        self._subscription.send(self._on_subscribed, b"SUBSCRIBE", self._bus.channel)
 
-    def _on_commands_up(self) -> None:
-        self._note_redis()
+    def _on_subscribed(self, reply: object) -> None:
+        self._subscribed = not isinstance(reply, Exception)
+        self._on_redis_change()
+
+    def _on_subscription_down(self) -> None:
+        self._subscribed = False
+        self._on_redis_change()
+
+    def _on_redis_change(self) -> None:
+        """Open or close the bus; enter the clients again when Redis is back."""
+        is_up = self._commands.is_up and self._subscribed
+        if is_up == self._bus.is_open:
+            return
+        self._slot[c.REDIS_UP] = int(is_up)
+        if not is_up:
+            self._bus.close()
+            return
+        self._bus.open(returned=self._was_up)
         if self._was_up:
             self._slot[c.REDIS_RECONNECTS] += 1
             self._log.info("Redis is back", clients=len(self._hub.clients))
@@ -257,10 +273,7 @@ class Worker:
     async def _restore(self) -> None:
         # Lost again: the next return starts over.
         with contextlib.suppress(RedisUnavailable):
-            await self._registry.restore(self._hub.clients)
-
-    def _note_redis(self) -> None:
-        self._slot[c.REDIS_UP] = int(self._redis_is_up)
+            await self._registry.restore(self._hub.clients, self._hub.connecting)
 
     # Stop.
 
@@ -324,7 +337,3 @@ def _api_tls(settings: Settings) -> ssl.SSLContext | None:
 
 def _ignore() -> None:
     """Leave a signal to the supervisor."""
-
-
-def _ignore_reply(reply: object) -> None:
-    """Take a reply that tells nothing."""

@@ -25,6 +25,7 @@ def impatient(shared_api: FakeApi) -> Iterator[GatewayProcess]:
         ping_interval="200ms",
         ping_timeout="500ms",
         handshake_timeout="500ms",
+        write_timeout="500ms",
     ) as gateway:
         yield gateway
 

@@ -1,0 +1,876 @@
+"""Push over a connection without a socket, to clients without a router."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from ws2api.gateway import counters as c
+from ws2api.gateway import outcomes
+from ws2api.gateway.ask import Ask
+from ws2api.gateway.counters import Counters
+from ws2api.gateway.envelope import CLOSE, DESCRIBE, PUSH
+from ws2api.gateway.frames import BINARY, TEXT
+from ws2api.gateway.push import PushConnection, PushHub
+from ws2api.gateway.sweeper import Sweeper
+
+IDLE_TIMEOUT_S = 75.0
+LINGER_S = 2.0
+MAX_PIPELINED = 256
+MAX_MESSAGE_BYTES = 1000
+MAX_HEAD_BYTES = 16_384
+BINARY_TYPE = "application/octet-stream"
+
+
+class FakeSweeper:
+    """Be the clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.scheduled: list[float] = []
+
+    def schedule(self, timed: object, delay_s: float) -> None:
+        self.scheduled.append(delay_s)
+
+
+class FakeTransport:
+    """Note what is written; nothing may be after the end."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_reading = True
+        self.eof_is_written = self.is_closed = self.is_aborted = False
+
+    def write(self, data: bytes) -> None:
+        assert data
+        assert not self.is_at_its_end
+        self.written.append(data)
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        assert not self.is_at_its_end
+        self.eof_is_written = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    @property
+    def is_at_its_end(self) -> bool:
+        return self.eof_is_written or self.is_closed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Hold one answer as the API reads it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = field(default=b"")
+
+    @property
+    def is_last(self) -> bool:
+        return self.headers.get("connection") == "close"
+
+
+def read_answers(wire: bytes) -> list[Answer]:
+    """Read answers strictly; 1xx ones have no body."""
+    answers = []
+    while wire:
+        head, separator, wire = wire.partition(b"\r\n\r\n")
+        assert separator
+        status_line, *lines = head.decode("ascii").split("\r\n")
+        version, status, phrase = status_line.split(" ", 2)
+        assert version == "HTTP/1.1"
+        assert phrase
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        assert len(headers) == len(lines)
+        length = 0 if status.startswith("1") else int(headers["content-length"])
+        assert len(wire) >= length
+        answers.append(Answer(int(status), headers, wire[:length]))
+        wire = wire[length:]
+    return answers
+
+
+class Api:
+    """Be the API server at the other end of one connection to the push port.
+
+    Args:
+        route: answers the asks; None keeps them in `asks` for the test to finish.
+    """
+
+    def __init__(
+        self,
+        route: Callable[[Ask], None] | None = None,
+        *,
+        token: str | None = None,
+        shows_totals: bool = False,
+    ) -> None:
+        self.slot = Counters(1).slot(0)
+        self.sweeper = FakeSweeper()
+        self.asks: list[Ask] = []
+        self._route = route
+        self.hub = PushHub(
+            slot=self.slot,
+            sweeper=cast(Sweeper, self.sweeper),
+            route=self._take,
+            max_message_size=MAX_MESSAGE_BYTES,
+            token=f"Bearer {token}".encode() if token else None,
+            totals=lambda: b"connections_opened 7\n",
+            connections=set(),
+        )
+        self.connection = PushConnection(self.hub, shows_totals)
+        self.transport = FakeTransport()
+        self.connection.connection_made(cast(Any, self.transport))
+
+    def _take(self, ask: Ask) -> None:
+        self.asks.append(ask)
+        if self._route is not None:
+            self._route(ask)
+
+    def sends(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            if self.transport.is_closed:
+                return
+            self.connection.data_received(piece)
+
+    @property
+    def wire(self) -> bytes:
+        return b"".join(self.transport.written)
+
+    @property
+    def answers(self) -> list[Answer]:
+        return read_answers(self.wire)
+
+    @property
+    def answer(self) -> Answer:
+        (answer,) = self.answers
+        return answer
+
+    @property
+    def ask(self) -> Ask:
+        (ask,) = self.asks
+        return ask
+
+    def after(self, seconds: float) -> float:
+        """Let time go by, and return what the connection says to its wheel."""
+        self.sweeper.now += seconds
+        return self.connection.on_tick(self.sweeper.now)
+
+
+def ok(ask: Ask) -> None:
+    ask.finish(outcomes.OK, b"")
+
+
+def request(
+    method: str = "POST",
+    target: str = "/me",
+    body: bytes = b"hi",
+    /,
+    *lines: str,
+    version: str = "1.1",
+    framing: str = "length",
+) -> bytes:
+    """Encode a request; further arguments are header lines."""
+    head = [f"{method} {target} HTTP/{version}", "Host: push.example", *lines]
+    if framing == "chunked":
+        head.append("Transfer-Encoding: chunked")
+        chunks = [body[i : i + 7] for i in range(0, len(body), 7)]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+    elif body or method == "POST":
+        head.append(f"Content-Length: {len(body)}")
+    return "".join(line + "\r\n" for line in [*head, ""]).encode("latin-1") + body
+
+
+def get(target: str) -> bytes:
+    return request("GET", target, b"")
+
+
+def delete(target: str) -> bytes:
+    return request("DELETE", target, b"")
+
+
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+
+
+def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
+    """Split data; a cut is taken modulo the length."""
+    positions = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(positions)]
+
+
+def bytes_of(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+# From request to ask.
+
+
+def test_text_is_pushed() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", "grün".encode()))
+    ask = api.ask
+    assert (ask.kind, ask.client_id, ask.code) == (PUSH, b"me", TEXT)
+    assert ask.payload.decode() == "grün"
+    assert (ask.generation, ask.hops, ask.waited) == (0, 0, False)
+    assert api.answer.status == 200
+    assert api.answer.body == b"ok"
+
+
+@pytest.mark.parametrize("type_", [BINARY_TYPE, "Application/Octet-Stream; x=y"])
+def test_binary_is_pushed(type_: str) -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"\xff\0", f"Content-Type: {type_}"))
+    assert (api.ask.code, api.ask.payload) == (BINARY, b"\xff\0")
+
+
+def test_empty_message_is_pushed() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b""))
+    assert (api.ask.kind, api.ask.payload) == (PUSH, b"")
+
+
+def test_chunked_message_is_pushed() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"in pieces of seven bytes", framing="chunked"))
+    assert api.ask.payload == b"in pieces of seven bytes"
+
+
+def test_trailer_is_no_header() -> None:
+    api = Api(ok)
+    wire = request("POST", "/me", b"text", framing="chunked")
+    api.sends(wire[:-2] + f"Content-Type: {BINARY_TYPE}\r\nWs2api-Generation: 5\r\n\r\n".encode())
+    assert (api.ask.payload, api.ask.code, api.ask.generation) == (b"text", TEXT, 0)
+
+
+def test_generation_is_passed_on() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", "ws2api-generation: 1700000000000000"))
+    assert api.ask.generation == 1_700_000_000_000_000
+
+
+def test_client_is_described() -> None:
+    api = Api(lambda ask: ask.finish(outcomes.OK, b'{"id": "me"}'))
+    api.sends(get("/me"))
+    assert (api.ask.kind, api.ask.client_id) == (DESCRIBE, b"me")
+    assert api.answer.headers["content-type"] == "application/json"
+    assert json.loads(api.answer.body) == {"id": "me"}
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "reason"),
+    [
+        ("", 1000, ""),
+        ("?code=4000", 4000, ""),
+        ("?reason=gr%C3%BCn+eggs", 1000, "grün eggs"),
+        ("?code=1001&reason=a%26b", 1001, "a&b"),
+        ("?code=3000&code=4999", 4999, ""),
+        ("?code=1014&other=x", 1014, ""),
+        (f"?reason={'x' * 123}", 1000, "x" * 123),
+    ],
+)
+def test_client_is_closed(query: str, code: int, reason: str) -> None:
+    api = Api(ok)
+    api.sends(delete("/me" + query))
+    assert (api.ask.kind, api.ask.client_id) == (CLOSE, b"me")
+    assert (api.ask.code, api.ask.payload.decode()) == (code, reason)
+    assert api.answer.status == 200
+
+
+def test_query_of_a_push_is_not_a_part_of_the_id() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/a%2Fb?c=d"))
+    assert api.ask.client_id == b"a%2Fb"
+
+
+# Outcomes.
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "counter", "header"),
+    [
+        (outcomes.OK, 200, c.PUSHES_OK, None),
+        (outcomes.NOT_FOUND, 404, c.PUSHES_NOT_FOUND, None),
+        (outcomes.STALE, 412, c.PUSHES_STALE, None),
+        (outcomes.TOO_SLOW, 429, c.PUSHES_TOO_SLOW, ("retry-after", "1")),
+        (outcomes.UNAVAILABLE, 503, c.PUSHES_UNAVAILABLE, ("retry-after", "1")),
+        (outcomes.TIMEOUT, 504, c.PUSHES_TIMEOUT, None),
+    ],
+)
+def test_outcome_is_answered_and_counted(
+    outcome: int, status: int, counter: int, header: tuple[str, str] | None
+) -> None:
+    api = Api(lambda ask: ask.finish(outcome, b""))
+    api.sends(request())
+    assert api.answer.status == status
+    assert api.answer.body
+    assert api.slot[counter] == 1
+    assert sum(api.slot) == 1
+    assert header is None or header in api.answer.headers.items()
+    assert not api.answer.is_last
+
+
+def test_every_outcome_has_an_answer() -> None:
+    numbers = [
+        value for name, value in vars(outcomes).items() if name.isupper() and value in range(99)
+    ]
+    assert sorted(numbers) == list(range(len(outcomes.ANSWERS)))
+    assert set(outcomes.HEADER_LINES) <= set(numbers)
+
+
+def test_ask_must_be_given_an_end() -> None:
+    with pytest.raises(NotImplementedError):
+        Ask().finish(outcomes.OK, b"")
+
+
+# Refusals that leave the connection open.
+
+
+def assert_refused(api: Api, status: int, *, counter: int = c.PUSHES_BAD_REQUEST) -> None:
+    assert api.answer.status == status
+    assert api.asks == []
+    assert api.slot[counter] == 1
+
+
+def assert_still_serves(api: Api) -> None:
+    assert not api.answers[-1].is_last
+    assert not api.transport.is_at_its_end
+    api.sends(request("POST", "/next"))
+    assert api.asks[-1].client_id == b"next"
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "/..", "/%2e", "/a/b", "/@all", f"/{'x' * 256}", "/a%4", "*"]
+)
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_target_that_is_no_client(method: str, target: str) -> None:
+    api = Api()
+    api.sends(request(method if target != "*" else "OPTIONS", target, b""))
+    assert_refused(api, 400)
+    assert_still_serves(api)
+
+
+@pytest.mark.parametrize("generation", ["", "x", "-1", "1.5", "1" * 19, "1 2"])
+def test_generation_that_is_no_number(generation: str) -> None:
+    api = Api()
+    api.sends(request("POST", "/me", b"hi", f"Ws2api-Generation: {generation}"))
+    assert_refused(api, 400)
+    assert_still_serves(api)
+
+
+def test_text_that_is_no_utf8() -> None:
+    api = Api()
+    api.sends(request("POST", "/me", b"\xff"))
+    assert_refused(api, 400)
+    assert_still_serves(api)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(f"code={code}" for code in (0, 999, 1004, 1005, 1006, 1010, 1015, 2999, 5000, 1 << 70)),
+        "code=x",
+        "code=",
+        "code=1000.0",
+        f"reason={'x' * 124}",
+        f"reason={'%C3%BC' * 62}",
+        "reason=%FF",
+        "reason=%ED%A0%80",
+    ],
+)
+def test_close_that_may_not_be_sent(query: str) -> None:
+    api = Api()
+    api.sends(delete(f"/me?{query}"))
+    assert_refused(api, 400)
+    assert_still_serves(api)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS"])
+def test_other_methods(method: str) -> None:
+    api = Api()
+    api.sends(request(method, "/me"))
+    assert_refused(api, 405)
+    assert api.answer.headers["allow"] == "post, get, delete"
+    assert_still_serves(api)
+
+
+def test_head_is_answered_without_a_body() -> None:
+    api = Api()
+    api.sends(request("HEAD", "/me", b""), request("POST", "/next"))
+    head, separator, rest = api.wire.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert separator
+    assert rest == b""
+    assert api.ask.client_id == b"next"
+
+
+# Refusals that end the connection.
+
+
+def assert_refused_for_good(api: Api, status: int, counter: int = c.PUSHES_BAD_REQUEST) -> None:
+    assert_refused(api, status, counter=counter)
+    assert api.answer.is_last
+    assert api.transport.eof_is_written
+    api.sends(request())
+    assert api.asks == []
+
+
+@pytest.mark.parametrize("line", [None, "Bearer wrong", "Bearer s3cre", "s3cret", "Basic s3cret"])
+def test_token_is_demanded(line: str | None) -> None:
+    api = Api(ok, token="s3cret")
+    api.sends(request("POST", "/me", b"hi", *([f"Authorization: {line}"] if line else [])))
+    assert_refused_for_good(api, 401, c.PUSHES_UNAUTHORIZED)
+    assert api.answer.headers["www-authenticate"] == "bearer"
+
+
+def test_token_opens() -> None:
+    api = Api(ok, token="s3cret")
+    api.sends(request("POST", "/me", b"hi", "Authorization: Bearer s3cret") * 2)
+    assert [answer.status for answer in api.answers] == [200, 200]
+
+
+def test_token_of_one_request_is_not_that_of_the_next() -> None:
+    api = Api(ok, token="s3cret")
+    api.sends(request("POST", "/me", b"hi", "Authorization: Bearer s3cret"), request())
+    assert [answer.status for answer in api.answers] == [200, 401]
+
+
+def test_token_is_checked_before_the_body_is_sent() -> None:
+    api = Api(token="s3cret")
+    api.sends(request("POST", "/me", b"x" * 500)[:-500])
+    assert_refused_for_good(api, 401, c.PUSHES_UNAUTHORIZED)
+
+
+def test_largest_message_is_taken() -> None:
+    for framing in ("length", "chunked"):
+        api = Api(ok)
+        api.sends(request("POST", "/me", b"x" * MAX_MESSAGE_BYTES, framing=framing))
+        assert len(api.ask.payload) == MAX_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_larger_message_is_refused(framing: str) -> None:
+    api = Api()
+    api.sends(request("POST", "/me", b"x" * (MAX_MESSAGE_BYTES + 1), framing=framing))
+    assert_refused_for_good(api, 413, c.PUSHES_TOO_LARGE)
+
+
+@pytest.mark.parametrize("length", [str(MAX_MESSAGE_BYTES + 1), "9" * 18, "9" * 40])
+def test_announced_size_is_enough_to_refuse(length: str) -> None:
+    api = Api()
+    api.sends(f"POST /me HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode())
+    assert api.answer.status in (400, 413)
+    assert api.answer.is_last
+    assert api.asks == []
+
+
+LARGE_HEADS = [
+    request("POST", f"/{'x' * MAX_HEAD_BYTES}"),
+    request("POST", "/me", b"hi", f"A: {'x' * MAX_HEAD_BYTES}"),
+    request("POST", "/me", b"hi", *[f"A{i}: {'x' * 1000}" for i in range(20)]),
+    request("POST", "/me", b"hi", *[f"A{i}: b" for i in range(101)]),
+]
+
+
+@pytest.mark.parametrize("head", LARGE_HEADS, ids=["url", "header", "headers", "many"])
+def test_large_head_is_refused_in_any_split(head: bytes) -> None:
+    for pieces in ([head], pieces_of(head, list(range(0, len(head), 999))), bytes_of(head)):
+        api = Api(ok)
+        api.sends(*pieces)
+        assert_refused_for_good(api, 431)
+
+
+@pytest.mark.parametrize(
+    "start", [b"POST /", b"POST /me HTTP/1.1\r\nA", b"POST /me HTTP/1.1\r\nA: "]
+)
+def test_line_without_an_end_is_refused(start: bytes) -> None:
+    api = Api()
+    api.sends(start, *[b"x" * 1000] * 17)
+    assert_refused_for_good(api, 431)
+
+
+def test_line_without_an_end_is_refused_after_other_requests() -> None:
+    api = Api(ok)
+    api.sends(request() * 3 + b"POST /", *[b"x" * 1000] * 18)
+    assert [answer.status for answer in api.answers] == [200, 200, 200, 431]
+
+
+def test_head_that_is_cut_after_much_else_is_taken() -> None:
+    api = Api(ok)
+    data = request("POST", "/me", b"x" * 500) * 100
+    assert len(data) > 2 * MAX_HEAD_BYTES
+    api.sends(data[:-540], data[-540:])
+    assert [answer.status for answer in api.answers] == [200] * 100
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST\r\n\r\n",
+        b"POST /me HTTP/1.1\nContent-Length: 2\n\nhi",
+        b"POST /me HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"POST /me HTTP/1.1\r\nContent-Length: -2\r\n\r\nhi",
+        b"POST /me HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi",
+        b"POST /me HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /me HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n0\r\n\r\n",
+        b"POST /me HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST /me HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /me HTTP/1.1\r\nA: b\r\n folded: c\r\n\r\n",
+        b"POST /me HTTP/1.1\r\nA: b\0\r\n\r\n",
+        b"POST /me HTTP/1.1\r\nA : b\r\n\r\n",
+        b"POST /m\x01e HTTP/1.1\r\n\r\n",
+        b"POST /me HTTP/1.2\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT me:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_malformed_request_is_refused_in_any_split(wire: bytes) -> None:
+    for pieces in ([wire], bytes_of(wire)):
+        api = Api()
+        api.sends(*pieces)
+        assert_refused_for_good(api, 400)
+
+
+def test_requests_before_the_malformed_one_are_answered() -> None:
+    api = Api(ok)
+    api.sends(request() + b"nonsense\r\n\r\n" + request())
+    assert [answer.status for answer in api.answers] == [200, 400]
+    assert api.ask.client_id == b"me"
+
+
+def test_refusal_waits_for_the_answers_before_it() -> None:
+    api = Api()
+    api.sends(request() + b"nonsense\r\n\r\n")
+    assert api.wire == b""
+    ok(api.ask)
+    assert [answer.status for answer in api.answers] == [200, 400]
+    assert api.transport.eof_is_written
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.binary(max_size=60)
+        | st.sampled_from((request(), get("/me"), request(framing="chunked"), b"POST /", b"\r\n")),
+        max_size=8,
+    )
+)
+def test_random_bytes_are_answered_or_waited_for(pieces: list[bytes]) -> None:
+    api = Api(ok)
+    api.sends(*filter(None, pieces))
+    assert all(answer.status in (200, 400, 404, 405) for answer in api.answers)
+    assert not any(answer.is_last for answer in api.answers[:-1])
+    assert not api.transport.is_at_its_end or api.answers[-1].is_last
+
+
+# Any split.
+
+
+def outcome_by_id(ask: Ask) -> None:
+    """Answer so that each ask can be told from the others."""
+    outcome = sum(ask.client_id) % 6
+    ask.finish(outcome, ask.payload if outcome else b"")
+
+
+wires = st.one_of(
+    st.builds(
+        lambda target, body, lines, framing: request("POST", target, body, *lines, framing=framing),
+        st.sampled_from(("/a", "/b", "/c", "/d%20", "/e?f=g", "/..", "/x/y")),
+        st.binary(max_size=60) | st.text(max_size=20).map(str.encode),
+        st.sampled_from(
+            ((), (f"Content-Type: {BINARY_TYPE}",), ("Ws2api-Generation: 5", "A: b"), UPGRADE)
+        ),
+        st.sampled_from(("length", "chunked")),
+    ),
+    st.sampled_from(
+        (
+            get("/a"),
+            delete("/b?code=4000&reason=x"),
+            delete("/b?code=1"),
+            request("PUT", "/a"),
+            request("GET", "/a", b"", *UPGRADE),
+            request("POST", "/a", b"x" * (MAX_MESSAGE_BYTES + 1)),
+            request("POST", "/a", b"last", "Connection: close"),
+            request("POST", "/a", b"old", version="1.0"),
+            b"nonsense\r\n\r\n",
+        )
+    ),
+)
+
+
+def outcome_of(pieces: list[bytes]) -> tuple[bytes, list[tuple[object, ...]], bool]:
+    api = Api(outcome_by_id)
+    api.sends(*pieces)
+    asks = [(a.kind, a.client_id, a.generation, a.code, a.payload) for a in api.asks]
+    return api.wire, asks, api.transport.is_at_its_end
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(wires, min_size=1, max_size=5), st.lists(st.integers(0, 2000), max_size=6))
+@example([request("POST", "/a", b"hi", *UPGRADE), request("POST", "/b")], [])
+def test_any_split_gives_the_same_answers(requests: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(requests)
+    assert outcome_of(pieces_of(data, cuts)) == outcome_of([data])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(wires, min_size=1, max_size=3))
+def test_byte_by_byte_gives_the_same_answers(requests: list[bytes]) -> None:
+    data = b"".join(requests)
+    assert outcome_of(bytes_of(data)) == outcome_of([data])
+
+
+def test_answers_of_one_packet_are_written_together() -> None:
+    api = Api(ok)
+    api.sends(request() * 5)
+    assert len(api.answers) == 5
+    assert len(api.transport.written) == 1
+
+
+# Pipelining.
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 8).flatmap(lambda count: st.permutations(range(count))))
+def test_answers_keep_the_order_of_the_requests(order: list[int]) -> None:
+    api = Api()
+    api.sends(b"".join(request("POST", f"/{i}") for i in range(len(order))))
+    finished: set[int] = set()
+    for number in order:
+        api.asks[number].finish(outcomes.NOT_FOUND, b"%d" % number)
+        finished.add(number)
+        due = next(i for i in range(len(order) + 1) if i not in finished)
+        assert [answer.body for answer in api.answers] == [b"%d" % i for i in range(due)]
+
+
+def test_reading_stops_while_too_much_is_unanswered() -> None:
+    api = Api()
+    api.sends(request() * (MAX_PIPELINED - 1))
+    assert api.transport.is_reading
+    api.sends(request())
+    assert not api.transport.is_reading
+    for ask in api.asks[1:]:
+        ok(ask)
+    assert not api.transport.is_reading
+    ok(api.asks[0])
+    assert api.transport.is_reading
+    assert len(api.answers) == MAX_PIPELINED
+
+
+def test_reading_goes_on_when_a_packet_of_many_requests_is_answered() -> None:
+    api = Api(ok)
+    api.sends(request() * (3 * MAX_PIPELINED))
+    assert len(api.answers) == 3 * MAX_PIPELINED
+    assert api.transport.is_reading
+
+
+# Expect, Connection: close, HTTP/1.0, upgrades.
+
+
+def test_continue_is_sent_before_the_body() -> None:
+    api = Api(ok)
+    wire = request("POST", "/me", b"hello", "Expect: 100-Continue")
+    api.sends(wire[:-5])
+    assert api.wire == b"HTTP/1.1 100 Continue\r\n\r\n"
+    api.sends(wire[-5:])
+    assert [answer.status for answer in api.answers] == [100, 200]
+    assert api.ask.payload == b"hello"
+
+
+def test_continue_is_not_sent_to_what_is_refused_anyway() -> None:
+    api = Api(token="s3cret")
+    api.sends(request("POST", "/me", b"hi", "Expect: 100-continue"))
+    assert api.answer.status == 401
+    api = Api()
+    api.sends(request("POST", "/me", b"x" * 2000, "Expect: 100-continue")[:-2000])
+    assert api.answer.status == 413
+
+
+def test_continue_is_not_sent_to_old_clients() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", "Expect: 100-continue", version="1.0"))
+    assert api.answer.status == 200
+
+
+@pytest.mark.parametrize("last", [("1.1", "Connection: close"), ("1.0", "A: b")])
+def test_connection_ends_after_the_last_request(last: tuple[str, str]) -> None:
+    version, line = last
+    api = Api()
+    api.sends(request("POST", "/1"), request("POST", "/2", b"hi", line, version=version))
+    api.sends(request("POST", "/3"))
+    assert [ask.client_id for ask in api.asks] == [b"1", b"2"]
+    ok(api.asks[1])
+    assert not api.transport.is_at_its_end
+    ok(api.asks[0])
+    assert [answer.is_last for answer in api.answers] == [False, True]
+    assert api.transport.eof_is_written
+
+
+def test_old_client_may_keep_the_connection() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", "Connection: keep-alive", version="1.0"))
+    assert_still_serves(api)
+
+
+@pytest.mark.parametrize("body", [b"", b"hi"])
+def test_offer_of_another_protocol_is_ignored(body: bytes) -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", body, *UPGRADE))
+    assert api.ask.payload == body
+    assert api.answer.status == 200
+    assert_still_serves(api)
+
+
+def test_token_is_demanded_of_one_that_offers_another_protocol() -> None:
+    api = Api(token="s3cret")
+    api.sends(request("POST", "/me", b"hi", *UPGRADE))
+    assert_refused_for_good(api, 401, c.PUSHES_UNAUTHORIZED)
+
+
+# The counters at GET /.
+
+
+def test_totals_are_shown_where_they_are_wanted() -> None:
+    api = Api(shows_totals=True)
+    api.sends(get("/"))
+    assert api.answer.status == 200
+    assert api.answer.body == b"connections_opened 7\n"
+    assert api.asks == []
+
+
+def test_totals_want_the_token() -> None:
+    api = Api(shows_totals=True, token="s3cret")
+    api.sends(get("/"))
+    assert api.answer.status == 401
+
+
+@pytest.mark.parametrize("wire", [request("POST", "/"), get("/?x"), delete("/")])
+def test_only_get_of_the_root_shows_totals(wire: bytes) -> None:
+    api = Api(shows_totals=True)
+    api.sends(wire)
+    assert api.answer.status == 400
+
+
+# The end.
+
+
+def test_connection_is_known_until_it_is_lost() -> None:
+    api = Api()
+    assert api.hub.connections == {api.connection}
+    api.connection.connection_lost(None)
+    assert api.hub.connections == set()
+
+
+def test_ask_under_way_outlives_its_connection() -> None:
+    api = Api()
+    api.sends(request())
+    api.connection.connection_lost(None)
+    ok(api.ask)
+    assert api.wire == b""
+    assert api.slot[c.PUSHES_OK] == 1
+
+
+def test_end_of_an_idle_peer_closes() -> None:
+    api = Api()
+    assert not api.connection.eof_received()
+    assert api.transport.is_closed
+
+
+def test_end_of_a_peer_that_waits_closes_after_the_answer() -> None:
+    api = Api()
+    api.sends(request())
+    assert api.connection.eof_received(), "the transport must stay open for writing"
+    assert not api.transport.is_closed
+    ok(api.ask)
+    assert api.answer.is_last
+    assert api.transport.is_closed
+
+
+def test_half_a_request_is_dropped_at_the_end() -> None:
+    api = Api()
+    api.sends(request()[:-1])
+    assert not api.connection.eof_received()
+    assert api.asks == []
+    assert api.transport.is_closed
+
+
+def test_unread_bytes_are_given_time_before_the_close() -> None:
+    api = Api()
+    api.sends(b"nonsense\r\n\r\n")
+    assert api.transport.eof_is_written
+    assert not api.transport.is_closed
+    assert api.sweeper.scheduled == [IDLE_TIMEOUT_S, LINGER_S]
+    api.sends(b"x" * 1000)
+    assert api.after(LINGER_S + 0.1) == 0.0
+    assert api.transport.is_closed
+
+
+def test_peer_that_closes_while_it_is_waited_for() -> None:
+    api = Api()
+    api.sends(b"nonsense\r\n\r\n")
+    assert not api.connection.eof_received()
+    api.connection.connection_lost(None)
+    assert api.after(LINGER_S) == 0.0
+
+
+def test_silent_connection_is_closed() -> None:
+    api = Api(ok)
+    assert api.after(50.0) == pytest.approx(IDLE_TIMEOUT_S - 50.0)
+    api.sends(request())
+    assert api.after(50.0) == pytest.approx(IDLE_TIMEOUT_S - 50.0)
+    assert api.after(25.0) == 0.0
+    assert api.transport.is_closed
+
+
+def test_connection_that_waits_for_an_answer_is_not_closed() -> None:
+    api = Api()
+    api.sends(request())
+    assert api.after(2 * IDLE_TIMEOUT_S) > 0
+    assert not api.transport.is_closed
+
+
+def test_lost_connection_has_no_deadline() -> None:
+    api = Api()
+    api.connection.connection_lost(None)
+    assert api.after(1.0) == 0.0
+
+
+def test_idle_connection_closes_when_told() -> None:
+    api = Api()
+    api.connection.close_when_idle()
+    assert api.transport.is_closed
+
+
+def test_busy_connection_closes_after_its_answers_when_told() -> None:
+    api = Api()
+    api.sends(request())
+    api.connection.close_when_idle()
+    assert not api.transport.is_at_its_end
+    ok(api.ask)
+    assert api.answer.is_last
+    assert api.transport.is_closed
+
+
+def test_aborts() -> None:
+    api = Api()
+    api.connection.abort()
+    assert api.transport.is_aborted
+    api.connection.connection_lost(None)
+    api.connection.abort()
