@@ -57,13 +57,14 @@ class _Refused(Exception):
 class PushRequest(Ask):
     """Be an ask that came over a connection of the push port."""
 
-    __slots__ = ("_connection", "answer")
+    __slots__ = ("_connection", "answer", "wants_no_body")
 
     def __init__(self, connection: PushConnection) -> None:
         super().__init__()
         self._connection = connection
         self.answer = b""
         """The whole HTTP answer; empty until the outcome is known."""
+        self.wants_no_body = False
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Answer the API."""
@@ -279,8 +280,9 @@ class PushConnection(asyncio.Protocol):
         if self._more is not None:
             self._body = b"".join((self._body, *self._more))
         if not self._parser.should_keep_alive():
-            self._closing = self._lingers = True
+            self._closing = self._lingers = True  # RFC 9112, 9.6
         request = PushRequest(self)
+        request.wants_no_body = method == b"HEAD"  # RFC 9110, 9.3.2
         self._pending.append(request)
         if len(self._pending) >= _MAX_PIPELINED and self._transport is not None:
             self._transport.pause_reading()
@@ -355,7 +357,7 @@ class PushConnection(asyncio.Protocol):
             json,
             len(body),
             extra,
-            body,
+            b"" if request.wants_no_body else body,
         )
 
     def write_answers(self) -> None:

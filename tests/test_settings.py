@@ -37,6 +37,8 @@ A_VALUE = {
     "max_message_size": ("64KiB", 65536),
     "max_in_flight": ("4", 4),
     "max_queue": ("100", 100),
+    "max_write_buffer": ("32KiB", 32768),
+    "write_timeout": ("1m", 60.0),
     "ping_interval": ("0", 0.0),
     "ping_timeout": ("7.5", 7.5),
     "handshake_timeout": ("3s", 3.0),
