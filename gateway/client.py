@@ -62,7 +62,6 @@ class Client(Session, asyncio.Protocol):
     # No __dict__: there is one of these per connection, and memory per connection is what limits
     # how many a machine can hold.
     __slots__ = (
-        "__weakref__",
         "_close_by",
         "_heard_at",
         "_hub",
@@ -276,7 +275,7 @@ class Client(Session, asyncio.Protocol):
         try:
             opening.response, self.subprotocol = self._hub.policy.accept(opening.handshake, reply)
         except HandshakeError as error:
-            _log.warning("connect refused", client=self.client_id.decode(), error=str(error))
+            self._hub.complain("connect refused", self.client_id, str(error))
             if not self.left:
                 self._send_refusal(error_response(error.status, f"{error}\n".encode()))
             # The API has accepted; so it hears of the end like that of any other client.
@@ -286,15 +285,19 @@ class Client(Session, asyncio.Protocol):
     def _claim(self) -> None:
         self._hub.registry.claim(self.client_id, self.generation, self)
 
-    def _welcome(self) -> None:
-        opening, self._opening = self._opening, None
+    def _take_over(self) -> None:
         hub = self._hub
-        assert opening is not None and self._transport is not None
-        self._leave_connecting()
+        if hub.connecting.get(self.client_id) is self:
+            del hub.connecting[self.client_id]
         previous = hub.clients.get(self.client_id)
         hub.clients[self.client_id] = self
         if previous is not None:
             previous.replace()
+
+    def _welcome(self) -> None:
+        opening, self._opening = self._opening, None
+        hub = self._hub
+        assert opening is not None and self._transport is not None
         self._close_by = 0.0
         self._transport.write(opening.response)
         if hub.log_connections:
@@ -311,14 +314,18 @@ class Client(Session, asyncio.Protocol):
     def on_failure(self, exchange: Exchange, error: ApiError) -> None:
         """Log what the session cannot: which client's request failed, and why."""
         if exchange.event != CONNECT:
-            _log_failure(self, exchange, error)
+            self._complain(exchange, str(error))
         super().on_failure(exchange, error)
 
     def on_reply(self, exchange: Exchange, reply: ReplyReader) -> None:
         """Note an answer that the contract does not know; the connection stays."""
         if exchange.event == MESSAGE and reply.status != 200 and reply.status != 204:
-            _log_failure(self, exchange, f"status {reply.status}")
+            self._complain(exchange, f"status {reply.status}")
         super().on_reply(exchange, reply)
+
+    def _complain(self, exchange: Exchange, error: str) -> None:
+        what = "message" if exchange.event == MESSAGE else "disconnect"
+        self._hub.complain(f"the API did not take a {what}", self.client_id, error)
 
     def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
         self._turn_away(error_response(status, f"{text}\n".encode(), b"", header_lines))
@@ -341,11 +348,10 @@ class Client(Session, asyncio.Protocol):
         hub = self._hub
         if hub.connecting.get(self.client_id) is self:
             del hub.connecting[self.client_id]
-        if self.state != OPEN:
-            hub.registry.withdraw(self.client_id, self.generation)
-            if self._opening is not None:
-                for ask in self._opening.take_held():
-                    hub.reroute(ask)
+        hub.registry.withdraw(self.client_id, self.generation)
+        if self._opening is not None:
+            for ask in self._opening.take_held():
+                hub.reroute(ask)
 
     # What the push port asks.
 
@@ -525,13 +531,3 @@ class _Patience:
         """Let the ask go."""
         self._client.hold_no_longer(self._ask)
         return 0.0
-
-
-def _log_failure(client: Client, exchange: Exchange, error: object) -> None:
-    event = "message" if exchange.event == MESSAGE else "disconnect"
-    _log.warning(
-        "request to the API failed",
-        event_kind=event,
-        client=client.client_id.decode(),
-        error=str(error),
-    )

@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from .ask import Ask
 from .handshake import HandshakePolicy
@@ -17,6 +19,11 @@ from .upstream import Upstream
 
 if TYPE_CHECKING:
     from .client import Client
+
+
+_COMPLAINTS_PER_S: Final = 5
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -55,6 +62,9 @@ class Hub:
     blocked: dict[Client, float] = field(default_factory=dict)
     """Clients whose write buffer is full, and since when."""
     last_generation: int = 0
+    # Complaints in the second that began at the given time.
+    _complaints: int = 0
+    _complaints_since: float = 0.0
 
     def drop_slow(self, now: float) -> None:
         """End the connections of clients that have not read for too long; called each tick."""
@@ -63,6 +73,22 @@ class Hub:
             for client in [client for client, since in self.blocked.items() if since < oldest]:
                 self.blocked[client] = now  # the close itself gets as long again
                 client.drop_slow()
+
+    def complain(self, text: str, client_id: bytes, error: str) -> None:
+        """Log what went wrong for one client, a few times a second at most.
+
+        An API that fails fails for thousands of clients at once; the counters tell how many.
+        """
+        now = self.sweeper.now
+        if now - self._complaints_since >= 1.0:
+            if self._complaints > _COMPLAINTS_PER_S:
+                left_out = self._complaints - _COMPLAINTS_PER_S
+                _log.warning("similar lines were left out", count=left_out)
+            self._complaints = 0
+            self._complaints_since = now
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS_PER_S:
+            _log.warning(text, client=client_id.decode("ascii"), error=error)
 
     def next_generation(self) -> int:
         """Return a birth time in µs that no other connection of this worker has."""

@@ -109,6 +109,10 @@ class Session:
         """Enter the id into the registry; `on_claimed` follows."""
         raise NotImplementedError
 
+    def _take_over(self) -> None:
+        """Be the worker's client of this id; one that was before gives way."""
+        raise NotImplementedError
+
     def _welcome(self) -> None:
         """Finish the upgrade: write the 101, then what was held back."""
         raise NotImplementedError
@@ -160,6 +164,7 @@ class Session:
             return
         self.state = OPEN
         self._limits.slot[c.CONNECTIONS_OPENED] += 1
+        self._take_over()
         if self.left:
             self.end(ABNORMAL, NO_CLOSE_FRAME)
         else:

@@ -59,6 +59,7 @@ class Recorder(Session):
         self.actions: list[Action] = []
         self.posts: list[tuple[int, int, bytes]] = []
         self.reading = True
+        self.took_over = 0
         self._releases_at_once = releases_at_once
 
     def taken(self) -> list[Action]:
@@ -73,7 +74,11 @@ class Recorder(Session):
     def _claim(self) -> None:
         self.actions.append(("claim",))
 
+    def _take_over(self) -> None:
+        self.took_over += 1
+
     def _welcome(self) -> None:
+        assert self.took_over == 1
         self.actions.append(("welcome",))
 
     def _judge(self, reply: ReplyReader) -> bool:
@@ -272,6 +277,7 @@ def test_client_that_left_while_it_was_claimed_is_reported() -> None:
     session = claiming()
     session.end(*ENDED_ABNORMALLY)
     session.on_claimed()
+    assert session.took_over == 1, "the connection before it has lost the id, too"
     assert session.taken() == [("release",)]
     session.on_released(True)
     assert session.taken() == [("report", *ENDED_ABNORMALLY)]
