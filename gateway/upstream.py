@@ -31,6 +31,7 @@ DISCONNECT: Final = 2
 # Below the keep-alive timeouts of common servers (nginx 75 s, Node 5 s is met by the retry).
 _IDLE_LIMIT_S: Final = 50.0
 _MAX_CONNECTING: Final = 128
+_EXPIRE_QUEUE_EVERY_S: Final = 0.3
 _MIN_BACKOFF_S: Final = 0.1
 _MAX_BACKOFF_S: Final = 2.0
 _MAX_DISCONNECT_BACKOFF_S: Final = 30.0
@@ -73,6 +74,8 @@ class ApiConnection(asyncio.Protocol):
         self.sent_at = 0.0
         """Clock at which the exchange was sent, or at which the connection fell idle."""
         self.served = 0
+        self.was_idle = False
+        """Whether the connection has ever waited for something to do."""
         self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -80,7 +83,7 @@ class ApiConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def send(self, exchange: Exchange, now: float) -> None:
-        """Write the request of an exchange; the connection must be idle."""
+        """Write the request of an exchange; no other may be under way."""
         assert self.transport is not None
         self.exchange = exchange
         self.sent_at = now
@@ -124,7 +127,7 @@ class ApiConnection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         # A server may close an idle connection in the very moment in which it is used again
         # (RFC 9112, 9.3.1): nothing of the answer was seen, so nothing was lost by it.
-        closed_while_idle = self.served > 0 and not self._answered
+        closed_while_idle = (self.was_idle or self.served > 0) and not self._answered
         self._pool.on_connection_lost(self, exchange, closed_while_idle)
 
     def abort(self) -> None:
@@ -177,6 +180,7 @@ class Upstream:
         self._connect_failures = 0
         self._connect_not_before = 0.0
         self._closing = False
+        self._expire_queue_at = 0.0
         sweeper.every_tick(self._on_tick)
 
     def __repr__(self) -> str:
@@ -279,6 +283,7 @@ class Upstream:
             connection.send(self._queue.popleft(), now)
         elif len(self._idle) < self._max_idle:
             connection.sent_at = now
+            connection.was_idle = True
             self._idle.append(connection)
         else:
             connection.close()
@@ -314,10 +319,12 @@ class Upstream:
                     server_hostname=self._api.host if self._tls else None,
                 )
         except (OSError, TimeoutError, ssl.SSLError) as error:
+            self._forget_task()
             if connection.transport is not None:
                 connection.transport.abort()
             self._on_connect_failed(error)
             return
+        self._forget_task()
         self._connections.add(connection)
         self._slot[c.API_CONNECTIONS] = len(self._connections)
         self._connect_failures = 0
@@ -327,6 +334,12 @@ class Upstream:
             self._discard(connection)
         else:
             self._release(connection)
+
+    def _forget_task(self) -> None:
+        """Let what is submitted from here on not count on this attempt any more."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connecting.discard(task)
 
     def _on_connect_failed(self, error: Exception) -> None:
         """Fail the connects that wait, and let messages and disconnects wait for the next try."""
@@ -368,13 +381,25 @@ class Upstream:
             self._connect_more()
 
     def _expire_queue(self, now: float) -> None:
-        # Oldest in front, but for one that returned from a connection closed while idle.
+        """Fail what has waited too long for a connection; disconnects wait as long as it takes."""
+        if not self._queue or now < self._expire_queue_at:
+            return
+        # What was put off comes back behind younger ones, so the whole queue is looked at.
+        self._expire_queue_at = now + _EXPIRE_QUEUE_EVERY_S
         oldest = now - self._timeout_s
-        while self._queue and self._queue[0].started < oldest:
-            exchange = self._queue.popleft()
-            if exchange.event == DISCONNECT and self._retry_later(exchange):
-                continue
-            error = ApiUnreachable if self._connect_failures else ApiTimeout
+        waiting, self._queue = self._queue, deque()
+        disconnects = 0
+        expired: list[Exchange] = []
+        for exchange in waiting:
+            is_disconnect = exchange.event == DISCONNECT
+            disconnects += is_disconnect
+            if is_disconnect:
+                is_late = disconnects > _MAX_UNSENT_DISCONNECTS
+            else:
+                is_late = exchange.started < oldest
+            (expired if is_late else self._queue).append(exchange)
+        error = ApiUnreachable if self._connect_failures else ApiTimeout
+        for exchange in expired:
             self._fail(exchange, error("no connection to the API was free in time"))
 
     def _expire_busy(self, now: float) -> None:
