@@ -59,7 +59,6 @@ class Recorder(Session):
         self.actions: list[Action] = []
         self.posts: list[tuple[int, int, bytes]] = []
         self.reading = True
-        self.took_over = 0
         self._releases_at_once = releases_at_once
 
     def taken(self) -> list[Action]:
@@ -71,14 +70,20 @@ class Recorder(Session):
         self.posts.append((self.sequence, first_byte, payload))
         self.actions.append(("post", payload))
 
+    def _ask(self) -> None:
+        self.actions.append(("ask",))
+
+    def _abandon(self) -> None:
+        self.actions.append(("abandon",))
+        self._forget()
+
     def _claim(self) -> None:
         self.actions.append(("claim",))
 
     def _take_over(self) -> None:
-        self.took_over += 1
+        self.actions.append(("take_over",))
 
     def _welcome(self) -> None:
-        assert self.took_over == 1
         self.actions.append(("welcome",))
 
     def _judge(self, reply: ReplyReader) -> bool:
@@ -113,7 +118,7 @@ class Recorder(Session):
 
     # What happens to it.
 
-    def ask(self) -> None:
+    def announces(self) -> None:
         """Bring the handshake to its end, as the subclass does."""
         self.state = ASKING
 
@@ -147,9 +152,16 @@ def in_handshake(**limits: int | bool) -> Recorder:
     return Recorder(**limits)  # type: ignore[arg-type]
 
 
-def asking(**limits: int | bool) -> Recorder:
+def announcing(**limits: int | bool) -> Recorder:
     session = in_handshake(**limits)
-    session.ask()
+    session.announces()
+    return session
+
+
+def asking(**limits: int | bool) -> Recorder:
+    session = announcing(**limits)
+    session.on_announced()
+    assert session.taken() == [("ask",)]
     return session
 
 
@@ -163,7 +175,7 @@ def claiming(**limits: int | bool) -> Recorder:
 def opened(**limits: int | bool) -> Recorder:
     session = claiming(**limits)
     session.on_claimed()
-    assert session.taken() == [("welcome",)]
+    assert session.taken() == [("take_over",), ("welcome",)]
     return session
 
 
@@ -189,6 +201,7 @@ def closed(**limits: int | bool) -> Recorder:
 
 STATES: list[tuple[Callable[..., Recorder], int]] = [
     (in_handshake, HANDSHAKE),
+    (announcing, ASKING),
     (asking, ASKING),
     (claiming, CLAIMING),
     (opened, OPEN),
@@ -213,7 +226,7 @@ def test_accepted_client_is_claimed_before_it_is_welcomed() -> None:
     assert session.taken() == [("claim",)]
     assert session.slot[c.CONNECTIONS_OPENED] == 0
     session.on_claimed()
-    assert session.taken() == [("welcome",)]
+    assert session.taken() == [("take_over",), ("welcome",)]
     assert session.slot[c.CONNECTIONS_OPENED] == 1
 
 
@@ -242,6 +255,21 @@ def test_leaving_during_the_handshake_concerns_nobody() -> None:
     session.end(*ENDED_ABNORMALLY)
     assert session.state == CLOSED
     assert session.taken() == []
+
+
+def test_api_is_asked_when_the_connect_is_marked() -> None:
+    session = announcing()
+    assert session.taken() == []
+    session.on_announced()
+    assert session.taken() == [("ask",)]
+
+
+def test_api_is_not_asked_about_a_client_that_has_left() -> None:
+    session = announcing()
+    session.end(*ENDED_ABNORMALLY)
+    session.on_announced()
+    assert session.taken() == [("abandon",)]
+    assert session.state == CLOSED
 
 
 def test_client_that_left_while_the_api_was_asked_is_reported_if_accepted() -> None:
@@ -277,8 +305,8 @@ def test_client_that_left_while_it_was_claimed_is_reported() -> None:
     session = claiming()
     session.end(*ENDED_ABNORMALLY)
     session.on_claimed()
-    assert session.took_over == 1, "the connection before it has lost the id, too"
-    assert session.taken() == [("release",)]
+    # The connection before it has lost the id, too.
+    assert session.taken() == [("take_over",), ("release",)]
     session.on_released(True)
     assert session.taken() == [("report", *ENDED_ABNORMALLY)]
     assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 1
@@ -387,7 +415,8 @@ def test_messages_that_come_when_reading_goes_on_find_their_place() -> None:
                 self.receives(b"%d" % self.slot[c.MESSAGES_RECEIVED])
 
     session = Eager(max_queue=2)
-    session.ask()
+    session.announces()
+    session.on_announced()
     session.is_accepted()
     session.on_claimed()
     session.receives(b"0", b"1", b"2")
@@ -637,15 +666,17 @@ def test_report_under_way_is_not_called_back() -> None:
     assert session.taken() == []
 
 
-@pytest.mark.parametrize("make", [asking, claiming])
+@pytest.mark.parametrize("make", [announcing, asking, claiming])
 def test_replaced_before_it_was_open_closes_when_it_is(make: Callable[..., Recorder]) -> None:
     session = make()
     session.replace()
+    if make is announcing:
+        session.on_announced()
     if session.state == ASKING:
         session.is_accepted()
     session.taken()
     session.on_claimed()
-    assert session.taken() == [("welcome",), REPLACED]
+    assert session.taken() == [("take_over",), ("welcome",), REPLACED]
     assert session.state == CLOSED
     assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 1
 
@@ -739,11 +770,11 @@ class Life(RuleBasedStateMachine):
     )
     def connects(self, max_in_flight: int, max_queue: int, releases_at_once: bool) -> None:
         self.session = Recorder(max_in_flight, max_queue, releases_at_once=releases_at_once)
-        self.session.ask()
+        self.session.announces()
         self.max_in_flight, self.max_queue = max_in_flight, max_queue
         self.received: list[bytes] = []
         self.answered = 0
-        self.socket_ended = self.accepted = self.released = False
+        self.socket_ended = self.announced = self.accepted = self.released = False
         self.replaced_before_report = False
         self.last_state = ASKING
 
@@ -758,13 +789,19 @@ class Life(RuleBasedStateMachine):
     def reports(self) -> int:
         return sum(action[0] == "report" for action in self.session.actions)
 
-    @precondition(lambda self: self.is_in(ASKING))
+    @precondition(lambda self: not self.announced)
+    @rule()
+    def registry_has_announced(self) -> None:
+        self.announced = True
+        self.session.on_announced()
+
+    @precondition(lambda self: self.announced and self.is_in(ASKING))
     @rule()
     def api_accepts(self) -> None:
         self.accepted = True
         self.session.is_accepted()
 
-    @precondition(lambda self: self.is_in(ASKING))
+    @precondition(lambda self: self.announced and self.is_in(ASKING))
     @rule(fails=st.booleans())
     def api_refuses(self, fails: bool) -> None:
         if fails:
@@ -897,6 +934,8 @@ class Life(RuleBasedStateMachine):
         if not hasattr(self, "session"):
             return
         session = self.session
+        if not self.announced:
+            self.registry_has_announced()
         if self.is_in(ASKING):
             self.api_accepts()
         session.on_claimed()

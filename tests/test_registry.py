@@ -1,0 +1,627 @@
+"""Claim and release ids in a real Valkey server, as several workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, cast
+
+import pytest
+import uvloop
+from harness.valkey import ValkeyProcess
+from harness.waiting import until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis import Redis
+from redis.exceptions import RedisError
+from ws2api.gateway import registry as registry_module
+from ws2api.gateway.envelope import REPLACED, decode
+from ws2api.gateway.errors import RedisUnavailable
+from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.registry import Registry
+from ws2api.gateway.sweeper import Sweeper
+
+DEADLINE_S = 20.0
+PENDING_S = 60.0
+MARGIN_S = 30.0
+PREFIX = "test:"
+# More than one batch, and more than one round of clearing.
+MANY = 2_100
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+Event = str | tuple[str, bool]
+
+
+def in_loop(test: Test) -> Callable[..., None]:
+    """Run a test inside a loop, in time, and let no exception get lost there."""
+
+    @functools.wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        complaints: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(context))
+            async with asyncio.timeout(DEADLINE_S):
+                await test(*args, **kwargs)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+        assert not complaints
+
+    return run
+
+
+async def holds(condition: Callable[[], object]) -> None:
+    """Wait until something is true."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+class Server:
+    """Be a Valkey server, and read what workers have entered there."""
+
+    def __init__(self, process: ValkeyProcess) -> None:
+        self.process = process
+        self.redis = Redis.from_url(process.url, decode_responses=True)
+        until(self._answers, what="Valkey answers")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(RedisError):
+            return bool(self.redis.ping())
+        return False
+
+    def _all(self, kind: str) -> dict[str, str]:
+        keys = self.redis.keys(f"{PREFIX}{kind}:*")
+        return {key.removeprefix(f"{PREFIX}{kind}:"): self.redis.get(key) for key in keys}
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Who holds each id: worker and generation."""
+        return self._all("c")
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Where the connect of an id is being decided."""
+        return self._all("p")
+
+    @property
+    def members(self) -> dict[str, dict[str, str]]:
+        """The ids of each worker with their generations."""
+        keys = self.redis.keys(f"{PREFIX}w:*")
+        return {key.removeprefix(f"{PREFIX}w:"): self.redis.hgetall(key) for key in keys}
+
+    def assert_both_indexes_agree(self) -> None:
+        from_members = {
+            client_id: f"{worker} {generation}"
+            for worker, ids in self.members.items()
+            for client_id, generation in ids.items()
+        }
+        assert from_members == self.owners
+        assert sum(map(len, self.members.values())) == len(self.owners)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with ValkeyProcess(tmp_path_factory.mktemp("valkey")) as process:
+        server = Server(process)
+        yield server
+        server.redis.close()
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """Use the shared server, empty."""
+    shared_server.redis.flushall()
+    return shared_server
+
+
+class Client:
+    """Be a connection, and note what it is told."""
+
+    def __init__(self, client_id: str, generation: int) -> None:
+        self.client_id = client_id.encode()
+        self.generation = generation
+        self.events: list[Event] = []
+
+    def on_announced(self) -> None:
+        self.events.append("announced")
+
+    def on_claimed(self) -> None:
+        self.events.append("claimed")
+
+    def on_released(self, owned: bool) -> None:
+        self.events.append(("released", owned))
+
+    def replace(self) -> None:
+        self.events.append("replaced")
+
+
+class Worker:
+    """Hold the registry of one worker, and what it is told over its channel."""
+
+    def __init__(self, url: str, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        sweeper = Sweeper(loop)
+        self.name = name
+        self.notices: list[tuple[str, int]] = []
+        self._is_subscribed = False
+        self.link = RedisLink(
+            url, name, loop, sweeper, _nothing, _nothing, scripts=registry_module.SCRIPTS
+        )
+        self._subscription = RedisLink(
+            url, name, loop, sweeper, self._subscribe, _nothing, self._on_message
+        )
+        self.registry = Registry(self.link, PREFIX, name, PENDING_S)
+
+    def _subscribe(self) -> None:
+        self._subscription.send(self._on_subscribed, "SUBSCRIBE", f"{PREFIX}w:{self.name}")
+
+    def _on_subscribed(self, reply: object) -> None:
+        self._is_subscribed = True
+
+    def _on_message(self, message: bytes) -> None:
+        for envelope in decode(message):
+            assert envelope.kind == REPLACED
+            self.notices.append((envelope.client_id.decode(), int(envelope.payload)))
+
+    async def start(self) -> None:
+        self.link.start()
+        self._subscription.start()
+        await holds(lambda: self.link.is_up and self._is_subscribed)
+
+    async def stop(self) -> None:
+        await self.link.stop()
+        await self._subscription.stop()
+
+    async def settles(self) -> None:
+        """Wait until all that was sent is answered, and all notices of it have come."""
+        if self.link.is_up:
+            await self.link.ask("PING")
+            done: list[object] = []
+            self._subscription.send(done.append, "PING")
+            await holds(lambda: done)
+
+    # What clients do here.
+
+    async def announces(self, client_id: str, generation: int) -> Client:
+        client = Client(client_id, generation)
+        self.registry.announce(client.client_id, generation, client)
+        await self.settles()
+        return client
+
+    async def withdraws(self, client_id: str, generation: int) -> None:
+        self.registry.withdraw(client_id.encode(), generation)
+        await self.settles()
+
+    async def claims(self, client_id: str, generation: int) -> Client:
+        client = Client(client_id, generation)
+        self.registry.claim(client.client_id, generation, client)
+        await self.settles()
+        return client
+
+    async def releases(self, client_id: str, generation: int) -> bool:
+        """Release an id; tell whether no newer connection has it."""
+        client = Client(client_id, generation)
+        self.registry.release(client.client_id, generation, client)
+        await self.settles()
+        ((event, owned),) = client.events
+        assert event == "released"
+        return bool(owned)
+
+    async def claims_again(self, *clients: Client) -> None:
+        self.registry.claim_again(clients)
+        await self.settles()
+
+    async def restores(self, *clients: Client, connecting: tuple[Client, ...] = ()) -> None:
+        await self.registry.restore(
+            {client.client_id: client for client in clients},
+            {client.client_id: client for client in connecting},
+        )
+        await self.settles()
+
+
+def _nothing() -> None:
+    """Be told nothing of note."""
+
+
+@contextlib.asynccontextmanager
+async def workers(server: Server, *names: str) -> AsyncIterator[list[Worker]]:
+    all_workers = [Worker(server.process.url, name) for name in names]
+    try:
+        for worker in all_workers:
+            await worker.start()
+        yield all_workers
+    finally:
+        for worker in all_workers:
+            await worker.stop()
+
+
+# Connects that are being decided.
+
+
+@in_loop
+async def test_connect_is_marked_for_as_long_as_it_may_take(server: Server) -> None:
+    async with workers(server, "host-0-1") as (worker,):
+        client = await worker.announces("me", 17)
+        assert client.events == ["announced"]
+        assert server.marks == {"me": "host-0-1 17"}
+        left_ms = cast(int, server.redis.pttl(f"{PREFIX}p:me"))
+        assert PENDING_S < left_ms / 1000 <= PENDING_S + MARGIN_S
+        assert server.owners == server.members == {}
+
+
+@in_loop
+async def test_mark_is_withdrawn(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.announces("me", 17)
+        await a.withdraws("me", 17)
+        assert server.marks == {}
+
+
+@in_loop
+async def test_mark_of_a_newer_connect_stays(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        await a.announces("me", 17)
+        await b.announces("me", 18)
+        await a.withdraws("me", 17)
+        await b.withdraws("me", 17)
+        assert server.marks == {"me": "b 18"}
+
+
+# Claims.
+
+
+@in_loop
+async def test_claim_enters_the_client(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        client = await a.claims("me", 17)
+        assert client.events == ["claimed"]
+        assert server.owners == {"me": "a 17"}
+        assert server.members == {"a": {"me": "17"}}
+
+
+@in_loop
+async def test_claim_takes_its_own_mark_away(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        await a.announces("me", 17)
+        await b.announces("you", 18)
+        await a.claims("me", 17)
+        await a.claims("you", 16)
+        assert server.marks == {"you": "b 18"}
+
+
+@in_loop
+async def test_newest_claim_wins_and_the_old_worker_is_told(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        await a.claims("me", 17)
+        await a.claims("you", 17)
+        await b.claims("me", 18)
+        await a.settles()
+        assert server.owners == {"me": "b 18", "you": "a 17"}
+        assert a.notices == [("me", 17)]
+        assert b.notices == []
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_latest_claim_wins_even_with_an_older_generation(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        await a.claims("me", 18)
+        await b.claims("me", 17)
+        await a.settles()
+        assert server.owners == {"me": "b 17"}
+        assert a.notices == [("me", 18)]
+
+
+@in_loop
+async def test_worker_is_not_told_of_what_it_does_itself(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("me", 17)
+        await a.claims("me", 18)
+        assert a.notices == []
+        assert server.owners == {"me": "a 18"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_same_claim_twice_is_one(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("me", 17)
+        await a.claims("me", 17)
+        assert a.notices == []
+        server.assert_both_indexes_agree()
+
+
+@pytest.mark.parametrize("client_id", ["%25", "a.b_c~d-e", "-", "x" * 255, "p:", "17"])
+@in_loop
+async def test_any_id_can_be_claimed(server: Server, client_id: str) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        # Two generations that floating-point numbers would take for one, were they larger.
+        await a.claims(client_id, (1 << 53) - 2)
+        await b.claims(client_id, (1 << 53) - 1)
+        await a.settles()
+        assert a.notices == [(client_id, (1 << 53) - 2)]
+        assert server.owners == {client_id: f"b {(1 << 53) - 1}"}
+        assert await b.releases(client_id, (1 << 53) - 1)
+        assert server.owners == server.members == {}
+
+
+# Releases.
+
+
+@in_loop
+async def test_release_takes_the_client_out(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("me", 17)
+        assert await a.releases("me", 17)
+        assert server.owners == server.members == {}
+
+
+@in_loop
+async def test_release_of_an_older_generation_leaves_the_newer(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("me", 17)
+        await a.claims("me", 18)
+        assert not await a.releases("me", 17)
+        assert server.owners == {"me": "a 18"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_release_leaves_the_newer_connection_elsewhere(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        await a.claims("me", 17)
+        await b.claims("me", 18)
+        assert not await a.releases("me", 17)
+        assert server.owners == {"me": "b 18"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_release_leaves_the_same_generation_elsewhere(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        await b.claims("me", 17)
+        assert not await a.releases("me", 17)
+        assert server.owners == {"me": "b 17"}
+
+
+@in_loop
+async def test_release_of_what_redis_has_forgotten_is_owned(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("me", 17)
+        server.redis.flushall()
+        assert await a.releases("me", 17), "the API must hear of the end"
+
+
+# Redis is away.
+
+
+@in_loop
+async def test_nobody_waits_for_redis_while_it_is_away(server: Server) -> None:
+    worker = Worker(server.process.url, "a")
+    client = Client("me", 17)
+    worker.registry.announce(b"me", 17, client)
+    worker.registry.claim(b"me", 17, client)
+    worker.registry.withdraw(b"me", 17)
+    worker.registry.release(b"me", 17, client)
+    worker.registry.claim_again([client])
+    assert client.events == ["announced", "claimed", ("released", True)]
+    with pytest.raises(RedisUnavailable):
+        await worker.restores(client)
+    with pytest.raises(RedisUnavailable):
+        await worker.registry.clear("b")
+
+
+# Claims that are repeated when Redis is back.
+
+
+@in_loop
+async def test_clients_are_entered_again(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        clients = [Client("me", 17), Client("you", 18)]
+        await a.claims_again(*clients)
+        assert server.owners == {"me": "a 17", "you": "a 18"}
+        assert all(client.events == [] for client in clients)
+        server.assert_both_indexes_agree()
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+@in_loop
+async def test_newest_of_an_id_wins_in_any_order(server: Server, first: str) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        old, new = Client("me", 17), Client("me", 18)
+        if first == "old":
+            await a.claims_again(old)
+            await b.claims_again(new)
+            await a.settles()
+            assert a.notices == [("me", 17)]
+        else:
+            await b.claims_again(new)
+            await a.claims_again(old)
+            assert old.events == ["replaced"]
+        assert new.events == []
+        assert server.owners == {"me": "b 18"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_mark_of_a_connect_stays_when_the_open_client_is_entered_again(
+    server: Server,
+) -> None:
+    async with workers(server, "a") as (a,):
+        await a.announces("me", 17)
+        await a.claims_again(Client("me", 17))
+        assert server.marks == {"me": "a 17"}
+
+
+@in_loop
+async def test_many_clients_are_entered_again(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        clients = [Client(f"c{number}", 100) for number in range(MANY)]
+        for number in range(0, MANY, 100):
+            b.registry.claim(b"c%d" % number, 200, Client(f"c{number}", 200))
+        await b.settles()
+        await a.claims_again(*clients)
+        assert len(server.owners) == MANY
+        for number, client in enumerate(clients):
+            assert client.events == ([] if number % 100 else ["replaced"])
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_nobody_is_entered_again_when_there_is_nobody(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims_again()
+        assert server.owners == {}
+
+
+# Redis has forgotten, or remembers too much.
+
+
+@in_loop
+async def test_restore_after_redis_has_forgotten_everything(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        me, you = await a.claims("me", 17), Client("you", 18)
+        server.redis.flushall()
+        await a.restores(me, connecting=(you,))
+        assert server.owners == {"me": "a 17"}
+        assert server.marks == {"you": "a 18"}
+        assert you.events == []
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_restore_takes_out_who_left_meanwhile(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        stays, reconnected = await a.claims("stays", 1), await a.claims("reconnected", 2)
+        await a.claims("left", 3)
+        await a.claims("moved", 4)
+        await b.claims("moved", 5)
+        reconnected = Client("reconnected", 6)
+        await a.restores(stays, reconnected)
+        assert server.owners == {"stays": "a 1", "reconnected": "a 6", "moved": "b 5"}
+        assert stays.events == ["claimed"]
+        assert reconnected.events == []
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_restore_gives_way_to_who_moved_meanwhile(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        moved = await a.claims("me", 17)
+        server.redis.flushall()
+        await b.claims("me", 18)
+        await a.restores(moved)
+        assert moved.events == ["claimed", "replaced"]
+        assert server.owners == {"me": "b 18"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_restore_of_many(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        for number in range(MANY):
+            a.registry.claim(b"gone%d" % number, 1, Client("", 1))
+        await a.settles()
+        clients = [Client(f"new{number}", 2) for number in range(MANY)]
+        await a.restores(*clients)
+        assert server.owners == {f"new{number}": "a 2" for number in range(MANY)}
+        server.assert_both_indexes_agree()
+
+
+# A worker that is dead.
+
+
+@in_loop
+async def test_dead_worker_is_cleared_away(server: Server) -> None:
+    async with workers(server, "dead", "a") as (dead, a):
+        await dead.claims("me", 1)
+        await dead.claims("moved", 2)
+        await a.claims("moved", 3)
+        await a.claims("mine", 4)
+        await a.registry.clear("dead")
+        assert server.owners == {"moved": "a 3", "mine": "a 4"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_dead_worker_with_many_clients_is_cleared_away(server: Server) -> None:
+    async with workers(server, "dead", "a") as (dead, a):
+        for number in range(MANY):
+            dead.registry.claim(b"c%d" % number, 1, Client("", 1))
+        await dead.settles()
+        await a.registry.clear("dead")
+        assert server.owners == server.members == {}
+
+
+@in_loop
+async def test_entry_that_is_not_the_dead_workers_any_more_stays(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        server.redis.hset(f"{PREFIX}w:dead", "me", "1")
+        await a.claims("me", 2)
+        await a.registry.clear("dead")
+        assert server.owners == {"me": "a 2"}
+        server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_worker_that_has_nobody_is_cleared_away(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.registry.clear("unheard-of")
+
+
+# Any order of claims and releases.
+
+Operation = tuple[str, int, str, int]
+operations = st.lists(
+    st.tuples(
+        st.sampled_from(("claim", "claim", "release", "again")),
+        st.integers(0, 2),
+        st.sampled_from(("me", "you")),
+        st.integers(0, 30),
+    ),
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(operations)
+def test_redis_agrees_with_the_last_claim(
+    shared_server: Server, operations: list[Operation]
+) -> None:
+    shared_server.redis.flushall()
+    _play(shared_server, operations)
+
+
+@in_loop
+async def _play(server: Server, operations: list[Operation]) -> None:
+    owners: dict[str, tuple[str, int]] = {}
+    notices: dict[str, list[tuple[str, int]]] = {"a": [], "b": [], "c": []}
+    async with workers(server, *notices) as all_workers:
+        for action, number, client_id, generation in operations:
+            worker = all_workers[number]
+            owner = owners.get(client_id)
+            mine = worker.name, generation
+            if action == "release":
+                assert await worker.releases(client_id, generation) == (owner in (None, mine))
+                if owner == mine:
+                    del owners[client_id]
+            elif action == "again" and owner is not None and owner[1] > generation:
+                client = Client(client_id, generation)
+                await worker.claims_again(client)
+                assert client.events == ["replaced"]
+            else:
+                claim = worker.claims if action == "claim" else worker.claims_again
+                argument = (client_id, generation)
+                await (claim(*argument) if action == "claim" else claim(Client(*argument)))
+                owners[client_id] = mine
+                if owner is not None and owner[0] != worker.name:
+                    notices[owner[0]].append((client_id, owner[1]))
+        for worker in all_workers:
+            await worker.settles()
+            assert worker.notices == notices[worker.name]
+        assert server.owners == {key: f"{name} {number}" for key, (name, number) in owners.items()}
+        server.assert_both_indexes_agree()
