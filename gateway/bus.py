@@ -60,7 +60,18 @@ for i = 1, #ARGV / 3 do
 end
 for channel, envelopes in pairs(parts) do
   local state = redis.call('PUBLISH', channel, table.concat(envelopes)) > 0 and 1 or 2
-  for _, i in ipairs(members[channel]) do states[i] = state end
+  for _, i in ipairs(members[channel]) do
+    states[i] = state
+    if state == 2 and values[2 * i - 1] and values[2 * i - 1] ~= values[2 * i] then
+      -- The worker that was deciding on the connect is gone, and the mark with it.
+      redis.call('DEL', keys[2 * i - 1])
+      states[i] = 0
+      if values[2 * i] then
+        local owner = prefix .. 'w:' .. string.match(values[2 * i], '^%S+')
+        states[i] = redis.call('PUBLISH', owner, ARGV[3 * i - 1]) > 0 and 1 or 2
+      end
+    end
+  end
 end
 return states
 """

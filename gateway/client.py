@@ -47,6 +47,7 @@ from .upstream import CONNECT, DISCONNECT, MESSAGE, Exchange
 
 _MAX_EARLY_BYTES: Final = 65_536
 _HOLD_S: Final = 1.0
+_EVENTS_AT_ONCE: Final = 256
 _NEVER_S: Final = float("inf")
 
 _log = structlog.get_logger()
@@ -125,6 +126,7 @@ class Client(Session, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Close our side, too; what is still to be written is written first."""
+        self._drop_after(self._hub.handshake_timeout_s)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -133,7 +135,11 @@ class Client(Session, asyncio.Protocol):
         self._hub.blocked.pop(self, None)
         reader = self._reader
         if self.state == OPEN and reader is not None:
-            while self.state == OPEN and (event := reader.next_event()) is not None:
+            # What goes beyond the queue's bound was held back from us by rights.
+            while self.state == OPEN and self._reading:
+                event = reader.next_event()
+                if event is None:
+                    break
                 if isinstance(event, Message):
                     self.on_message(event.first_byte, event.payload)
                 elif isinstance(event, Closed):
@@ -150,13 +156,18 @@ class Client(Session, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the client does not read."""
-        self._hub.blocked[self] = self._hub.sweeper.now
+        self._hub.blocked[self] = self._hub.sweeper.now, self.write_buffer_bytes
         self.on_writable(False)
 
     def resume_writing(self) -> None:
         """Note that the client reads again."""
         self._hub.blocked.pop(self, None)
         self.on_writable(True)
+
+    @property
+    def write_buffer_bytes(self) -> int:
+        """Count the bytes that wait for the client to read."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def drop_slow(self) -> None:
         """End the connection of a client that has not read for long."""
@@ -176,7 +187,11 @@ class Client(Session, asyncio.Protocol):
 
     def _take_events(self, reader: FrameReader) -> None:
         """Act on what the reader finds, as long as the session has room for it."""
+        budget = _EVENTS_AT_ONCE
         while self._reading and (event := reader.next_event()) is not None:
+            budget -= 1
+            if budget == 0:
+                self._rest()
             if isinstance(event, Message):
                 if self.state == OPEN:
                     self.on_message(event.first_byte, event.payload)
@@ -185,8 +200,23 @@ class Client(Session, asyncio.Protocol):
             elif isinstance(event, Closed):
                 self._on_closed(event)
                 return
+            if budget <= 0:
+                return
         if reader.at_boundary and self.state == OPEN:
             self._reader = None
+
+    def _rest(self) -> None:
+        """Let others have their turn before the rest of a flood of small frames."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._hub.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is None or self._transport.is_closing() or not self._reading:
+            return  # gone, or held up by the session, which reads on by itself
+        self._transport.resume_reading()
+        if self._reader is not None:
+            self._take_events(self._reader)
 
     def _on_closed(self, event: Closed) -> None:
         """Finish the closing handshake (RFC 6455, 7.1)."""
@@ -197,7 +227,8 @@ class Client(Session, asyncio.Protocol):
             self._hub.slot[c.PROTOCOL_ERRORS] += 1
             self._linger()
         elif self._transport is not None:
-            self._transport.close()
+            self._transport.close()  # which waits for a client that does not read, so:
+            self._drop_after(self._hub.handshake_timeout_s)
         self.end(event.code, event.reason)
 
     def _read_head(self, data: bytes) -> None:
@@ -244,9 +275,12 @@ class Client(Session, asyncio.Protocol):
             return
         self.state = ASKING
         self.client_id = client_id
-        self.generation = hub.next_generation()
         hub.connecting[client_id] = self
-        hub.registry.announce(client_id, self.generation, self)
+        hub.registry.announce(client_id, self)
+
+    def on_announced(self, generation: int | None = None) -> None:
+        """Take the birth time that Redis gave, or one of this host's while Redis is away."""
+        super().on_announced(generation or self._hub.next_generation())
 
     def _ask(self) -> None:
         hub = self._hub
@@ -290,6 +324,9 @@ class Client(Session, asyncio.Protocol):
         if hub.connecting.get(self.client_id) is self:
             del hub.connecting[self.client_id]
         previous = hub.clients.get(self.client_id)
+        if previous is not None and previous.generation > self.generation:
+            self.replaced = True
+            return
         hub.clients[self.client_id] = self
         if previous is not None:
             previous.replace()
@@ -374,12 +411,12 @@ class Client(Session, asyncio.Protocol):
         """Do what is asked of this client; return the outcome and a body of its own."""
         if ask.generation and ask.generation != self.generation:
             return outcomes.STALE, b""
+        if self.state != OPEN:
+            return outcomes.NOT_FOUND, b""
         if ask.kind == PUSH:
             return self.deliver(ask.code, ask.payload), b""
         if ask.kind == DESCRIBE:
             return outcomes.OK, self.describe()
-        if self.state != OPEN:
-            return outcomes.NOT_FOUND, b""
         self.close(ask.code, ask.payload.decode())
         return outcomes.OK, b""
 
@@ -452,10 +489,13 @@ class Client(Session, asyncio.Protocol):
         self._close_by = self._hub.sweeper.now + delay_s
         self._hub.sweeper.schedule(self, delay_s)
 
-    def _release(self) -> None:
+    def _leave(self) -> None:
         hub = self._hub
         if hub.clients.get(self.client_id) is self:
             del hub.clients[self.client_id]
+
+    def _release(self) -> None:
+        hub = self._hub
         if self._opening is not None:  # left before it was open
             self._leave_connecting()
             self._opening = None
@@ -476,11 +516,12 @@ class Client(Session, asyncio.Protocol):
 
     def _forget(self) -> None:
         super()._forget()
-        hub = self._hub
-        if hub.clients.get(self.client_id) is self:  # it gave way to one in another worker
-            del hub.clients[self.client_id]
         if self._transport is None:
-            hub.live.discard(self)
+            self._hub.live.discard(self)
+        opening, self._opening = self._opening, None
+        if opening is not None:  # left while claiming, and replaced meanwhile
+            for ask in opening.take_held():
+                self._hub.reroute(ask)
 
     # Deadlines.
 

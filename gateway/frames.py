@@ -26,6 +26,8 @@ except ImportError:  # the pure Python twin, where no wheel is to be had
 
 TEXT: Final = 0x81
 BINARY: Final = 0x82
+_PING: Final = 0x89
+_PONG: Final = 0x8A
 PING_FRAME: Final = b"\x89\x00"
 
 # Two bytes of header and four of mask: what a frame with up to 125 bytes of payload adds to it.
@@ -214,6 +216,13 @@ class FrameReader:
     def _take(self, frame: bytes) -> Event | None:
         if self._protocol is None and (payload := self._whole(frame)) is not None:
             return self._message(frame[0], payload)
+        if self._protocol is None and frame[0] in (_PING, _PONG):
+            # The header is checked. A library's object for each would cost ten times as much,
+            # and a client may send thousands.
+            if frame[0] == _PONG:
+                return Pong()
+            payload = apply_mask(frame[_SMALL_OVERHEAD:], frame[2:_SMALL_OVERHEAD])
+            return Answer(bytes((_PONG, len(payload))) + payload)
         protocol = self._library()
         closing_already = protocol.state is not OPEN
         if frame[0] & 0x0F == Opcode.CLOSE:

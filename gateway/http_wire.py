@@ -160,6 +160,16 @@ class ReplyReader:
         self._finish()
         return True
 
+    def drop_body(self) -> None:
+        """Let go of a reply that was passed on: an idle connection must not keep it."""
+        self.body = b""
+        if self.headers:
+            self.headers = []
+
+    def close(self) -> None:
+        """Break the cycle with the parser; nothing can be fed from now on."""
+        del self._parser
+
     @property
     def is_text(self) -> bool:
         """Tell whether the body goes to the client as text."""

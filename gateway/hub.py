@@ -51,6 +51,7 @@ class Hub:
     """Route an ask again that was held for a client whose connect came to nothing."""
     serve_http: Callable[[asyncio.Transport, bytes], None] | None
     """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
+    call_soon: Callable[[Callable[[], None]], object]
     log_connections: bool
     draining: bool = False
     clients: dict[bytes, Client] = field(default_factory=dict)
@@ -59,8 +60,8 @@ class Hub:
     """Clients whose connect is being decided, the newest of each id."""
     live: set[Client] = field(default_factory=set)
     """Every client whose socket is open, or whom the API has not heard the last of."""
-    blocked: dict[Client, float] = field(default_factory=dict)
-    """Clients whose write buffer is full, and since when."""
+    blocked: dict[Client, tuple[float, int]] = field(default_factory=dict)
+    """Clients whose write buffer is full: since when nothing was read, and its size."""
     last_generation: int = 0
     # Complaints in the second that began at the given time.
     _complaints: int = 0
@@ -68,10 +69,14 @@ class Hub:
 
     def drop_slow(self, now: float) -> None:
         """End the connections of clients that have not read for too long; called each tick."""
-        if self.blocked:
-            oldest = now - self.write_timeout_s
-            for client in [client for client, since in self.blocked.items() if since < oldest]:
-                self.blocked[client] = now  # the close itself gets as long again
+        if not self.blocked:
+            return
+        for client, (since, size) in list(self.blocked.items()):
+            now_size = client.write_buffer_bytes
+            if now_size < size:  # it reads, however slowly
+                self.blocked[client] = now, now_size
+            elif now - since > self.write_timeout_s:
+                self.blocked[client] = now, now_size  # the close itself gets as long again
                 client.drop_slow()
 
     def complain(self, text: str, client_id: bytes, error: str) -> None:

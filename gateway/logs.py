@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import select
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -112,13 +113,17 @@ class _LineWriter:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
 
     def msg(self, message: str) -> None:
         """Write a line, or drop it: a log that nobody can read must not stop the traffic."""
         rest = (message + "\n").encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            # A pipe that polls writable takes PIPE_BUF bytes without blocking. O_NONBLOCK would
+            # not do: it belongs to the file, which other processes write to as well.
+            while rest and self._poll.poll(0):
+                rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
 
     debug = info = warning = warn = error = critical = fatal = exception = log = msg
 

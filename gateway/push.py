@@ -185,6 +185,23 @@ class PushConnection(asyncio.Protocol):
         """Leave; asks under way still reach their clients."""
         self._transport = None
         self._hub.connections.discard(self)
+        # The parser refers back to this object; without the cycle the last body goes at once.
+        del self._parser
+        self._body, self._more = b"", None
+
+    def pause_writing(self) -> None:
+        """Read no more requests while the answers are not read."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read on, unless too much is pending for another reason."""
+        if (
+            self._transport is not None
+            and not self._transport.is_closing()
+            and len(self._pending) < _MAX_PIPELINED
+        ):
+            self._transport.resume_reading()
 
     def on_tick(self, now: float) -> float:
         """Close a connection that has been silent for long."""
@@ -193,8 +210,11 @@ class PushConnection(asyncio.Protocol):
         left_s = self._active_at + _IDLE_TIMEOUT_S - now
         if left_s > 0 or self._pending:
             return max(left_s, 1.0)
+        if self._transport.is_closing():
+            self._transport.abort()  # it does not read what is still to be written
+            return 0.0
         self._transport.close()
-        return 0.0
+        return _LINGER_S
 
     def abort(self) -> None:
         """Drop the socket at once."""

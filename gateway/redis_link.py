@@ -93,8 +93,11 @@ class RedisLink(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._heard_at = 0.0
         self._pinged_at = 0.0
+        self._is_late = False
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        # Attempts to connect since a command last succeeded.
+        self._attempt = 0
         self.is_up = False
         sweeper.every_tick(self._on_tick)
 
@@ -159,6 +162,8 @@ class RedisLink(asyncio.Protocol):
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not _NOT_ENOUGH:
+                if self.is_up:
+                    self._judge(reply)
                 if self._on_message is not None and isinstance(reply, list):
                     self._on_push(reply)
                 elif self._waiting:
@@ -167,6 +172,18 @@ class RedisLink(asyncio.Protocol):
             _log.error("Redis sent what is no RESP", error=str(error))
             if self._transport is not None:
                 self._transport.abort()
+
+    def _judge(self, reply: Reply) -> None:
+        """Take an error reply to a command that cannot be wrong for a lost connection.
+
+        Scripts were flushed, memory is full, a failover left a replica at this address: what
+        helps is to connect again, load the scripts and enter the clients.
+        """
+        if not isinstance(reply, hiredis.ReplyError):
+            self._attempt = 0
+        elif self._transport is not None and not self._transport.is_closing():
+            _log.warning("Redis refuses a command", link=self._name, error=str(reply))
+            self._transport.abort()
 
     def _on_push(self, reply: list[Any]) -> None:
         """Sort the lists that a subscribed connection gets (RESP2)."""
@@ -194,7 +211,11 @@ class RedisLink(asyncio.Protocol):
         if self._transport is None or not self.is_up:
             return
         if self._waiting:
-            if now - self._heard_at > REPLY_TIMEOUT_S:
+            if now - self._heard_at <= REPLY_TIMEOUT_S:
+                self._is_late = False
+            elif not self._is_late:
+                self._is_late = True  # if it was this process that stood still, the next look tells
+            else:
                 _log.warning("Redis does not answer", link=self._name)
                 self._transport.abort()
         elif now - self._pinged_at > _PING_INTERVAL_S:
@@ -204,8 +225,10 @@ class RedisLink(asyncio.Protocol):
     # Connecting.
 
     async def _keep_connected(self) -> None:
-        attempt = 0
         while not self._stopping:
+            if self._attempt:
+                delay_s = min(_MAX_BACKOFF_S, _MIN_BACKOFF_S * 2.0 ** min(self._attempt, 16))
+                await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
             try:
                 async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                     await self._connect()
@@ -214,13 +237,11 @@ class RedisLink(asyncio.Protocol):
                 if self._transport is not None:
                     self._transport.abort()
                     await self._lost.wait()
-                if attempt == 0:
+                if self._attempt == 0:
                     _log.warning("cannot connect to Redis", link=self._name, error=str(error))
-                attempt += 1
-                delay_s = min(_MAX_BACKOFF_S, _MIN_BACKOFF_S * 2.0 ** min(attempt, 16))
-                await asyncio.sleep(delay_s * (0.5 + random.random() / 2))
+                self._attempt += 1
                 continue
-            attempt = 0
+            self._attempt += 1  # until the first command succeeds
             self.is_up = True
             self._on_up()
             await self._lost.wait()

@@ -7,7 +7,9 @@ Keys, all behind the prefix:
                   before the upgrade is finished finds the worker that will hold the client
     w:<worker>    hash of the worker's ids and their generations, for listing and for clearing up
 
-The newest claim wins, wherever it is made; a release takes only its own generation away.
+The youngest generation wins, wherever and in whatever order the claims are made; a release takes
+only its own generation away. Generations are Redis' own time, so that hosts with different clocks
+agree on which connection is the youngest.
 """
 
 from __future__ import annotations
@@ -15,25 +17,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-import structlog
-
 from .envelope import REPLACED, Envelope, encode
-from .redis_link import Callback, RedisLink, Reply, Script
+from .redis_link import RedisLink, Reply, Script
 
 _PENDING_MARGIN_S: Final = 30
 _BATCH: Final = 500
 
-_log = structlog.get_logger()
+# KEYS: prefix. ARGV: id, worker, milliseconds. Marks a connect; returns its generation in µs.
+_ANNOUNCE: Final = Script(
+    """
+local time = redis.call('TIME')
+local generation = string.format('%d%06d', time[1], time[2])
+redis.call('SET', KEYS[1] .. 'p:' .. ARGV[1], ARGV[2] .. ' ' .. generation, 'PX', ARGV[3])
+return generation
+"""
+)
 
-# KEYS: prefix. ARGV: worker, only_newer ("1" when claims are repeated after Redis was away), then
-# for each claim: id, generation, envelope that tells the previous owner.
+# KEYS: prefix. ARGV: worker, then for each claim: id, generation, envelope that tells the previous
+# owner.
 # Returns for each claim the value that holds the id now. The keys are made from the prefix, so
 # one call serves many ids; Redis Cluster would need one call for each.
 _CLAIM: Final = Script(
     """
-local prefix, worker, only_newer = KEYS[1], ARGV[1], ARGV[2] == '1'
+local prefix, worker = KEYS[1], ARGV[1]
 local held = {}
-for i = 3, #ARGV, 3 do
+for i = 2, #ARGV, 3 do
   local id, generation = ARGV[i], ARGV[i + 1]
   local key, value = prefix .. 'c:' .. id, worker .. ' ' .. generation
   local before = redis.call('GET', key)
@@ -41,15 +49,13 @@ for i = 3, #ARGV, 3 do
   if before and before ~= value then
     owner, born = string.match(before, '^(%S+) (%d+)$')
   end
-  if owner and only_newer and tonumber(born) > tonumber(generation) then
+  local pending = prefix .. 'p:' .. id
+  if redis.call('GET', pending) == value then redis.call('DEL', pending) end
+  if owner and tonumber(born) > tonumber(generation) then
     held[#held + 1] = before
   else
     redis.call('SET', key, value)
     redis.call('HSET', prefix .. 'w:' .. worker, id, generation)
-    if not only_newer then
-      local pending = prefix .. 'p:' .. id
-      if redis.call('GET', pending) == value then redis.call('DEL', pending) end
-    end
     if owner and owner ~= worker then
       if redis.call('HGET', prefix .. 'w:' .. owner, id) == born then
         redis.call('HDEL', prefix .. 'w:' .. owner, id)
@@ -103,7 +109,7 @@ return redis.call('HLEN', hash)
 """
 )
 
-SCRIPTS: Final = (_CLAIM, _RELEASE, _WITHDRAW, _CLEAR)
+SCRIPTS: Final = (_ANNOUNCE, _CLAIM, _RELEASE, _WITHDRAW, _CLEAR)
 
 
 class Claimant(Protocol):
@@ -112,11 +118,15 @@ class Claimant(Protocol):
     client_id: bytes
     generation: int
 
-    def on_announced(self) -> None:
-        """Learn that the connect is marked, or that Redis is away."""
+    def on_announced(self, generation: int | None) -> None:
+        """Learn that the connect is marked, and its generation; None while Redis is away."""
 
-    def on_claimed(self) -> None:
-        """Learn that the id is held, or that Redis is away and it will be when it returns."""
+    def on_claimed(self, owned: bool = True) -> None:
+        """Learn that the id is held, or that Redis is away and it will be when it returns.
+
+        Args:
+            owned: False when a younger connection has it.
+        """
 
     def on_released(self, owned: bool) -> None:
         """Learn that the id is given up; owned is False when a newer connection has it."""
@@ -140,9 +150,8 @@ class Registry:
         self._prefix = prefix.encode("ascii")
         self._worker = worker.encode("ascii")
         self._pending_ms = int((pending_s + _PENDING_MARGIN_S) * 1000)
-        self._pending_key = self._prefix + b"p:"
 
-    def announce(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
+    def announce(self, client_id: bytes, claimant: Claimant) -> None:
         """Mark a connect as being decided here; `claimant.on_announced` follows.
 
         The API is asked only after that: it may push to the client through any worker as soon
@@ -150,15 +159,15 @@ class Registry:
         """
 
         def on_reply(reply: Reply) -> None:
-            claimant.on_announced()
+            claimant.on_announced(None if isinstance(reply, Exception) else int(reply))
 
-        self._mark(client_id, generation, on_reply)
+        self._call(on_reply, _ANNOUNCE, client_id, self._worker, self._pending_ms)
 
-    def _mark(self, client_id: bytes, generation: int, on_reply: Callback) -> None:
+    def _mark_again(self, client_id: bytes, generation: int) -> None:
         self._link.send(
-            on_reply,
+            _ignore,
             b"SET",
-            self._pending_key + client_id,
+            self._prefix + b"p:" + client_id,
             b"%b %d" % (self._worker, generation),
             b"PX",
             self._pending_ms,
@@ -171,19 +180,13 @@ class Registry:
     def claim(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
         """Hold an id from now on; a connection of it elsewhere is told that it is replaced."""
 
+        own = b"%b %d" % (self._worker, generation)
+
         def on_reply(reply: Reply) -> None:
-            if isinstance(reply, Exception):
-                _log.debug("claim failed", client=client_id.decode(), error=str(reply))
-            claimant.on_claimed()
+            claimant.on_claimed(isinstance(reply, Exception) or reply[0] == own)
 
         self._call(
-            on_reply,
-            _CLAIM,
-            self._worker,
-            b"0",
-            client_id,
-            generation,
-            self._replaced_head(client_id),
+            on_reply, _CLAIM, self._worker, client_id, generation, self._replaced_head(client_id)
         )
 
     def claim_again(self, claimants: Iterable[Claimant]) -> None:
@@ -210,7 +213,7 @@ class Registry:
                 if value != b"%b %d" % (self._worker, claimant.generation):
                     claimant.replace()
 
-        self._call(on_reply, _CLAIM, self._worker, b"1", *arguments)
+        self._call(on_reply, _CLAIM, self._worker, *arguments)
 
     def _replaced_head(self, client_id: bytes) -> bytes:
         """Return what the script completes with the generation that has to give way."""
@@ -247,7 +250,8 @@ class Registry:
                 break
         self.claim_again(list(clients.values()))
         for claimant in connecting.values():
-            self._mark(claimant.client_id, claimant.generation, _ignore)
+            if claimant.generation:
+                self._mark_again(claimant.client_id, claimant.generation)
 
     async def clear(self, worker: str) -> None:
         """Remove the entries of a worker that is dead."""

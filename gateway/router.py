@@ -47,6 +47,7 @@ class Router:
         if client is not None:
             ask.finish(*client.apply(ask))
         else:
+            ask.waited = True  # no connect is being decided here; a mark that says so is stale
             self._forward(ask)
 
     def _hold(self, ask: Ask) -> bool:

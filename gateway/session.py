@@ -141,6 +141,10 @@ class Session:
         """Start or stop reading the socket."""
         raise NotImplementedError
 
+    def _leave(self) -> None:
+        """Be the worker's client of this id no longer: pushes look elsewhere."""
+        raise NotImplementedError
+
     def _release(self) -> None:
         """Take the id out of the registry; `on_released` follows."""
         raise NotImplementedError
@@ -151,17 +155,30 @@ class Session:
 
     # Events of the connect.
 
-    def on_announced(self) -> None:
-        """Ask the API: pushes that it makes from now on find this worker."""
+    def on_announced(self, generation: int | None = None) -> None:
+        """Ask the API: pushes that it makes from now on find this worker.
+
+        Args:
+            generation: birth of the connection; None to keep the one that it has.
+        """
+        if generation is not None:
+            self.generation = generation
         if self.left:
             self._abandon()
         else:
             self._ask()
 
-    def on_claimed(self) -> None:
-        """Open: the registry knows the id, pushes find it."""
+    def on_claimed(self, owned: bool = True) -> None:
+        """Open: the registry knows the id, pushes find it.
+
+        Args:
+            owned: False when a younger connection has the id already, although this one's connect
+                was decided later; then this one gives way at once.
+        """
         if self.state != CLAIMING:
             return
+        if not owned:
+            self.replaced = True
         self.state = OPEN
         self._limits.slot[c.CONNECTIONS_OPENED] += 1
         self._take_over()
@@ -185,13 +202,10 @@ class Session:
         elif exchange.event == CONNECT:
             if not self._judge(reply):
                 return
-            if self.left:
-                # Never claimed: a newer connection of the same client must not lose the id to it.
-                self._set_end(ABNORMAL, NO_CLOSE_FRAME)
-                self._release()
-            else:
-                self.state = CLAIMING
-                self._claim()
+            # Also when the client has left: the API has accepted this generation, so it is the
+            # one that the end must be reported of.
+            self.state = CLAIMING
+            self._claim()
         else:
             self._forget()
 
@@ -223,7 +237,7 @@ class Session:
         slot = limits.slot
         slot[c.MESSAGES_RECEIVED] += 1
         slot[c.BYTES_RECEIVED] += len(payload)
-        if self.in_flight < limits.max_in_flight and not self._queue:
+        if self.in_flight < limits.max_in_flight and not self._queue and self.writable:
             self.in_flight += 1
             self.sequence += 1
             self._post(first_byte, payload)
@@ -236,6 +250,8 @@ class Session:
     def on_writable(self, writable: bool) -> None:
         """Follow the socket's write buffer: a client that does not read is not read either."""
         self.writable = writable
+        if writable:
+            self._proceed()
         self._regulate()
 
     def deliver(self, first_byte: int, payload: bytes) -> int:
@@ -264,7 +280,9 @@ class Session:
         """Send what waited for the exchange that has just ended."""
         queue = self._queue
         if queue:
-            while queue and self.in_flight < self._limits.max_in_flight:
+            # No further replies for a client that does not read those it has.
+            can_answer = self.writable or self.state >= CLOSING
+            while can_answer and queue and self.in_flight < self._limits.max_in_flight:
                 self.in_flight += 1
                 self.sequence += 1
                 self._post(*queue.popleft())
@@ -294,6 +312,7 @@ class Session:
         if self.state == OPEN:
             self._set_end(code, reason)
             self._limits.slot[c.CONNECTIONS_CLOSED] += 1
+            self._leave()
             if self.replaced:
                 self._released = True
                 self._report_when_done()

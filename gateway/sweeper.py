@@ -67,10 +67,11 @@ class Sweeper:
             self._position = position = (self._position + 1) % _SLOTS
             due += self._ring[position]
             self._ring[position] = []
+        # Armed before the looks, so that a fault in one of them does not stop the clock.
+        self._handle = self._loop.call_at(self._next_at, self._tick)
         for timed in due:
             delay_s = timed.on_tick(now)
             if delay_s > 0:
                 self.schedule(timed, delay_s)
         for callback in self._each_tick:
             callback(now)
-        self._handle = self._loop.call_at(self._next_at, self._tick)

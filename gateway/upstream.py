@@ -113,6 +113,7 @@ class ApiConnection(asyncio.Protocol):
             self.exchange = None
             self.served += 1
             self._pool.on_reply(self, exchange, reply)
+            reply.drop_body()
 
     def eof_received(self) -> bool:
         """Take a reply that is framed by the end of the stream; close."""
@@ -128,6 +129,7 @@ class ApiConnection(asyncio.Protocol):
         # A server may close an idle connection in the very moment in which it is used again
         # (RFC 9112, 9.3.1): nothing of the answer was seen, so nothing was lost by it.
         closed_while_idle = (self.was_idle or self.served > 0) and not self._answered
+        self._reply.close()
         self._pool.on_connection_lost(self, exchange, closed_while_idle)
 
     def abort(self) -> None:
@@ -318,7 +320,7 @@ class Upstream:
                     ssl=self._tls,
                     server_hostname=self._api.host if self._tls else None,
                 )
-        except (OSError, TimeoutError, ssl.SSLError) as error:
+        except (OSError, TimeoutError, ValueError) as error:  # ValueError: a name that is none
             self._forget_task()
             if connection.transport is not None:
                 connection.transport.abort()
@@ -355,7 +357,7 @@ class Upstream:
         waiting, self._queue = self._queue, deque()
         for exchange in waiting:
             if exchange.event == CONNECT:
-                self._fail(exchange, ApiUnreachable(f"the API is unreachable: {text}"))
+                self._fail(exchange, ApiUnreachable("the API is unreachable"))
             else:
                 self._queue.append(exchange)
         if self._queue:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import hiredis
 import structlog
 import uvloop
 
@@ -76,7 +77,7 @@ class Assignment:
 
 def run(settings: Settings, assignment: Assignment) -> int:
     """Be a worker until it is told to stop; return the exit status."""
-    # Per-connection objects make no cycles; the collector only has to look now and then.
+    # What a connection leaves behind is no cycle; the collector only has to look now and then.
     gc.set_threshold(50_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, assignment))
@@ -101,11 +102,11 @@ class Worker:
         self._log = _log.bind(worker=assignment.index)
         self._slot = slot = assignment.counters.slot(assignment.index)
         self.drain_requested = asyncio.Event()
+        self._parent = os.getppid()
         self._servers: list[asyncio.AbstractServer] = []
         self._restoring: asyncio.Task[None] | None = None
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
-        self._was_up = False
         self._sweeper = Sweeper(loop)
         self._upstream = Upstream(settings, slot, self._sweeper, loop, _api_tls(settings))
         clients: dict[bytes, Client] = {}
@@ -173,6 +174,7 @@ class Worker:
             write_timeout_s=settings.write_timeout,
             reroute=self._router.route,
             serve_http=self._serve_http if settings.single_port else None,
+            call_soon=loop.call_soon,
             log_connections=settings.log_level == "debug",
             clients=clients,
             connecting=connecting,
@@ -196,7 +198,6 @@ class Worker:
         deadline = self._loop.time() + _REDIS_START_S
         while not self._bus.is_open and self._loop.time() < deadline:
             await asyncio.sleep(_POLL_S)
-        await self._clear_predecessor()
         assignment = self._assignment
         for factory, listener in (
             (self._new_push_connection, assignment.push_socket),
@@ -209,15 +210,6 @@ class Worker:
         self._beat(self._loop.time())
         slot[c.STATE] = c.STATE_SERVING
         self._log.info("worker serves", incarnation=assignment.incarnation)
-
-    async def _clear_predecessor(self) -> None:
-        """Take out of Redis what the worker that had this slot before could not."""
-        name, _, number = self._assignment.incarnation.rpartition("-")
-        if number.isdecimal() and int(number) > 0:
-            try:
-                await self._registry.clear(f"{name}-{int(number) - 1}")
-            except RedisUnavailable as error:
-                self._log.warning("entries of the last worker stay in Redis", error=str(error))
 
     def _new_client(self) -> Client:
         return Client(self._hub)
@@ -263,16 +255,21 @@ class Worker:
         if not is_up:
             self._bus.close()
             return
-        self._bus.open(returned=self._was_up)
-        if self._was_up:
+        is_late = self._slot[c.STATE] >= c.STATE_SERVING
+        self._bus.open(returned=is_late)
+        if is_late:
             self._slot[c.REDIS_RECONNECTS] += 1
             self._log.info("Redis is back", clients=len(self._hub.clients))
-            self._restoring = self._loop.create_task(self._restore())
-        self._was_up = True
+        if self._restoring is not None:
+            self._restoring.cancel()
+        self._restoring = self._loop.create_task(self._restore())
 
     async def _restore(self) -> None:
-        # Lost again: the next return starts over.
-        with contextlib.suppress(RedisUnavailable):
+        """Make Redis agree with this worker; when it is lost again, its next return does it."""
+        name, _, number = self._assignment.incarnation.rpartition("-")
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            for predecessor in range(int(number)):
+                await self._registry.clear(f"{name}-{predecessor}")
             await self._registry.restore(self._hub.clients, self._hub.connecting)
 
     # Stop.
@@ -291,6 +288,9 @@ class Worker:
         self._slot[c.STATE] = c.STATE_DRAINING
         self._log.info("worker drains", clients=len(hub.clients))
         self._servers.pop().close()
+        if os.getppid() != self._parent:  # a new supervisor may want the ports at once
+            while self._servers:
+                self._servers.pop().close()
         hub.draining = True
         for client in list(hub.clients.values()):
             client.drain(1001, "going away")
@@ -313,8 +313,7 @@ class Worker:
         for connection in list(self._push_hub.connections):
             connection.abort()
         await self._upstream.close()
-        await self._commands.stop()
-        await self._subscription.stop()
+        await asyncio.gather(self._commands.stop(), self._subscription.stop())
         self._sweeper.stop()
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0

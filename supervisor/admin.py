@@ -137,6 +137,8 @@ class Admin:
                 findings.append(f"worker {worker} has not beaten yet")
             elif silent_s >= HEARTBEAT_LIMIT_S:
                 findings.append(f"worker {worker} has not beaten for {silent_s:.0f} s")
+            elif not slot[c.REDIS_UP]:
+                findings.append(f"worker {worker} has no connection to redis")
         return findings
 
     async def _redis_findings(self) -> list[str]:

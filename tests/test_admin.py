@@ -41,6 +41,7 @@ def counters() -> c.Counters:
         slot = counters.slot(worker)
         slot[c.STATE] = c.STATE_SERVING
         slot[c.HEARTBEAT_US] = NOW_US
+        slot[c.REDIS_UP] = 1
         slot[c.PID] = 100 + worker
         slot[c.STARTED_S] = int(time.time())
     return counters

@@ -126,11 +126,13 @@ class Client:
         self.generation = generation
         self.events: list[Event] = []
 
-    def on_announced(self) -> None:
+    def on_announced(self, generation: int | None = None) -> None:
         self.events.append("announced")
+        if generation is not None:
+            self.generation = generation
 
-    def on_claimed(self) -> None:
-        self.events.append("claimed")
+    def on_claimed(self, owned: bool = True) -> None:
+        self.events.append("claimed" if owned else "lost")
 
     def on_released(self, owned: bool) -> None:
         self.events.append(("released", owned))
@@ -188,7 +190,7 @@ class Worker:
 
     async def announces(self, client_id: str, generation: int) -> Client:
         client = Client(client_id, generation)
-        self.registry.announce(client.client_id, generation, client)
+        self.registry.announce(client.client_id, client)
         await self.settles()
         return client
 
@@ -403,7 +405,7 @@ async def test_release_of_what_redis_has_forgotten_is_owned(server: Server) -> N
 async def test_nobody_waits_for_redis_while_it_is_away(server: Server) -> None:
     worker = Worker(server.process.url, "a")
     client = Client("me", 17)
-    worker.registry.announce(b"me", 17, client)
+    worker.registry.announce(b"me", client)
     worker.registry.claim(b"me", 17, client)
     worker.registry.withdraw(b"me", 17)
     worker.registry.release(b"me", 17, client)
@@ -614,9 +616,10 @@ async def _play(server: Server, operations: list[Operation]) -> None:
                 await worker.claims_again(client)
                 assert client.events == ["replaced"]
             else:
-                claim = worker.claims if action == "claim" else worker.claims_again
-                argument = (client_id, generation)
-                await (claim(*argument) if action == "claim" else claim(Client(*argument)))
+                if action == "claim":
+                    await worker.claims(client_id, generation)
+                else:
+                    await worker.claims_again(Client(client_id, generation))
                 owners[client_id] = mine
                 if owner is not None and owner[0] != worker.name:
                     notices[owner[0]].append((client_id, owner[1]))

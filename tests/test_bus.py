@@ -1,0 +1,614 @@
+"""Ask other workers over a real Valkey server, and take their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, cast
+
+import pytest
+import structlog
+import uvloop
+from harness.valkey import ValkeyProcess
+from harness.waiting import until
+from redis import Redis
+from redis.exceptions import RedisError
+from ws2api.gateway import bus as bus_module
+from ws2api.gateway import counters as c
+from ws2api.gateway import outcomes
+from ws2api.gateway.ask import Ask
+from ws2api.gateway.bus import Bus, RemoteAsk
+from ws2api.gateway.counters import Counters
+from ws2api.gateway.envelope import (
+    CLOSE,
+    CONFIRM,
+    DESCRIBE,
+    PUSH,
+    REPLACED,
+    Envelope,
+    encode,
+)
+from ws2api.gateway.frames import BINARY, TEXT
+from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.sweeper import Sweeper
+
+DEADLINE_S = 20.0
+TIMEOUT_S = 5.0
+DOUBT_S = 5.0
+TICK_S = 0.1
+BATCH = 500
+PREFIX = "test:"
+
+Outcome = tuple[int, bytes]
+OK: Outcome = (outcomes.OK, b"")
+NOT_FOUND: Outcome = (outcomes.NOT_FOUND, b"")
+UNAVAILABLE: Outcome = (outcomes.UNAVAILABLE, b"")
+TIMEOUT: Outcome = (outcomes.TIMEOUT, b"")
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def in_loop(test: Test) -> Callable[..., None]:
+    """Run a test inside a loop, in time, and let no exception get lost there."""
+
+    @functools.wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        complaints: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(context))
+            async with asyncio.timeout(DEADLINE_S):
+                await test(*args, **kwargs)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+        assert not complaints
+
+    return run
+
+
+async def holds(condition: Callable[[], object]) -> None:
+    """Wait until something is true."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+class Clock:
+    """Be the loop that a sweeper sees: time goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._tick: Callable[[], None] | None = None
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        self._tick = callback
+
+    def advance(self, seconds: float) -> None:
+        assert self._tick is not None
+        for _ in range(round(seconds / TICK_S)):
+            self.now += TICK_S
+            self._tick()
+
+
+class Server:
+    """Be a Valkey server, and enter clients there."""
+
+    def __init__(self, process: ValkeyProcess) -> None:
+        self.process = process
+        self.redis = Redis.from_url(process.url)
+        until(self._answers, what="Valkey answers")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(RedisError):
+            return bool(self.redis.ping())
+        return False
+
+    def has_open(self, client_id: str, worker: str, generation: int = 17) -> None:
+        self.redis.set(f"{PREFIX}c:{client_id}", f"{worker} {generation}")
+
+    def has_connecting(self, client_id: str, worker: str, generation: int = 18) -> None:
+        self.redis.set(f"{PREFIX}p:{client_id}", f"{worker} {generation}")
+
+    def publish(self, worker: str, message: bytes) -> None:
+        assert self.redis.publish(f"{PREFIX}w:{worker}", message) == 1
+
+    def published(self) -> int:
+        """Count the messages that were published so far."""
+        return int(self.redis.info("commandstats").get("cmdstat_publish", {}).get("calls", 0))
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with ValkeyProcess(tmp_path_factory.mktemp("valkey")) as process:
+        server = Server(process)
+        yield server
+        server.redis.close()
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """Use the shared server, empty."""
+    shared_server.redis.flushall()
+    return shared_server
+
+
+class PushAsk(Ask):
+    """Be an ask of this worker's push port, and note its outcome."""
+
+    def __init__(self, client_id: str = "me", payload: bytes = b"hi", **fields: Any) -> None:
+        super().__init__(client_id=client_id.encode(), payload=payload, **fields)
+        self.outcomes: list[Outcome] = []
+
+    def finish(self, outcome: int, body: bytes) -> None:
+        self.outcomes.append((outcome, body))
+
+    async def ends(self) -> Outcome:
+        await holds(lambda: self.outcomes)
+        (outcome,) = self.outcomes
+        return outcome
+
+
+class Worker:
+    """Hold the bus of one worker, with what arrives there."""
+
+    def __init__(self, url: str, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = name
+        self.clock = Clock()
+        self.slot = Counters(1).slot(0)
+        self.asks: list[RemoteAsk] = []
+        self.replaced: list[tuple[str, int]] = []
+        self.on_ask: Callable[[RemoteAsk], None] = self.asks.append
+        sweeper = Sweeper(cast(Any, self.clock))
+        self.link = RedisLink(
+            url, name, loop, sweeper, _nothing, _nothing, scripts=bus_module.SCRIPTS
+        )
+        self.bus = Bus(
+            self.link,
+            PREFIX,
+            name,
+            self.slot,
+            sweeper,
+            loop.call_soon,
+            TIMEOUT_S,
+            lambda ask: self.on_ask(ask),
+            lambda client_id, generation: self.replaced.append((client_id.decode(), generation)),
+        )
+        self._subscription = RedisLink(
+            url, name, loop, sweeper, self._subscribe, _nothing, self.bus.on_message
+        )
+        sweeper.start()
+
+    def _subscribe(self) -> None:
+        self._subscription.send(self._on_subscribed, "SUBSCRIBE", self.bus.channel)
+
+    def _on_subscribed(self, reply: object) -> None:
+        self.bus.open(returned=False)
+
+    async def start(self) -> None:
+        self.link.start()
+        self._subscription.start()
+        await holds(lambda: self.link.is_up and self.bus.is_open)
+
+    async def stop(self) -> None:
+        await self.link.stop()
+        await self._subscription.stop()
+
+    def forwards(self, ask: PushAsk) -> PushAsk:
+        self.bus.forward(ask)
+        return ask
+
+    async def is_asked(self, count: int = 1) -> list[RemoteAsk]:
+        await holds(lambda: len(self.asks) >= count)
+        return self.asks
+
+    async def settles(self) -> None:
+        """Wait until all that was sent is answered, and all that is meant for it has come."""
+        await self.link.ask("PING")
+        done: list[object] = []
+        self._subscription.send(done.append, "PING")
+        await holds(lambda: done)
+
+
+def _nothing() -> None:
+    """Be told nothing of note."""
+
+
+@contextlib.asynccontextmanager
+async def workers(server: Server, *names: str) -> AsyncIterator[list[Worker]]:
+    all_workers = [Worker(server.process.url, name) for name in names]
+    try:
+        for worker in all_workers:
+            await worker.start()
+        yield all_workers
+        for worker in all_workers:
+            assert worker.bus.unconfirmed == 0
+    finally:
+        for worker in all_workers:
+            await worker.stop()
+
+
+# From worker to worker.
+
+
+@in_loop
+async def test_ask_reaches_the_owner_and_its_outcome_comes_back(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        assert a.bus.unconfirmed == 1
+        (arrived,) = await b.is_asked()
+        assert ask.outcomes == []
+        arrived.finish(outcomes.TOO_SLOW, b"because")
+        assert await ask.ends() == (outcomes.TOO_SLOW, b"because")
+        assert (a.slot[c.PUSHES_FORWARDED], b.slot[c.PUSHES_FORWARDED]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": PUSH, "code": TEXT, "payload": "grün".encode()},
+        {"kind": PUSH, "code": BINARY, "payload": bytes(range(256)) * 4000, "generation": 1 << 52},
+        {"kind": DESCRIBE, "payload": b""},
+        {"kind": CLOSE, "code": 4999, "payload": b"bye", "hops": 2},
+    ],
+)
+@in_loop
+async def test_ask_arrives_as_it_was_sent(server: Server, fields: dict[str, Any]) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk(**fields))
+        (arrived,) = await b.is_asked()
+        for name in ("kind", "client_id", "generation", "code", "payload", "hops", "waited"):
+            assert getattr(arrived, name) == getattr(ask, name)
+        assert arrived.source == b"a"
+        arrived.finish(*OK)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_worker_may_ask_itself(server: Server) -> None:
+    server.has_open("me", "a")
+    async with workers(server, "a") as (a,):
+        ask = a.forwards(PushAsk())
+        (await a.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_outcomes_find_their_asks_in_any_order(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        asks = [a.forwards(PushAsk(payload=b"%d" % number)) for number in range(50)]
+        arrived = await b.is_asked(50)
+        assert [ask.payload for ask in arrived] == [ask.payload for ask in asks]
+        for ask in reversed(arrived):
+            ask.finish(outcomes.OK, b"re " + ask.payload)
+        for ask in asks:
+            assert await ask.ends() == (outcomes.OK, b"re " + ask.payload)
+
+
+# Nobody there.
+
+
+@in_loop
+async def test_client_that_nobody_has_is_not_found(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        assert await a.forwards(PushAsk()).ends() == NOT_FOUND
+
+
+@in_loop
+async def test_client_that_nobody_has_may_be_one_that_is_not_entered_again_yet(
+    server: Server,
+) -> None:
+    async with workers(server, "a") as (a,):
+        a.bus.close()
+        a.bus.open(returned=True)
+        a.clock.advance(DOUBT_S - 2 * TICK_S)
+        assert await a.forwards(PushAsk()).ends() == UNAVAILABLE
+        a.clock.advance(4 * TICK_S)
+        assert await a.forwards(PushAsk()).ends() == NOT_FOUND
+
+
+@in_loop
+async def test_owner_that_does_not_listen_is_out_of_reach(server: Server) -> None:
+    server.has_open("me", "dead")
+    async with workers(server, "a") as (a,):
+        assert await a.forwards(PushAsk()).ends() == UNAVAILABLE
+
+
+@in_loop
+async def test_owner_that_does_not_confirm_is_not_waited_for(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        early = a.forwards(PushAsk())
+        await b.is_asked()
+        a.clock.advance(TIMEOUT_S - 1)
+        late = a.forwards(PushAsk())
+        await b.is_asked(2)
+        a.clock.advance(1 + 2 * TICK_S)
+        assert (early.outcomes, late.outcomes) == ([TIMEOUT], [])
+        a.clock.advance(TIMEOUT_S)
+        assert late.outcomes == [TIMEOUT]
+        for arrived in b.asks:
+            arrived.finish(*OK)
+        await b.settles()
+        await a.settles()
+        assert early.outcomes == late.outcomes == [TIMEOUT]
+
+
+@in_loop
+async def test_confirmed_ask_has_no_deadline(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (await b.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+        a.clock.advance(2 * TIMEOUT_S)
+        assert ask.outcomes == [OK]
+
+
+@in_loop
+async def test_closed_bus_takes_nothing(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        a.bus.close()
+        assert a.forwards(PushAsk()).outcomes == [UNAVAILABLE]
+        a.bus.open(returned=True)
+        ask = a.forwards(PushAsk())
+        (await b.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_closing_leaves_what_is_under_way_its_time(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        arrived = await b.is_asked()
+        a.bus.close()
+        assert ask.outcomes == []
+        arrived[0].finish(*OK)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_ask_that_redis_does_not_take_is_out_of_reach(tmp_path: Any) -> None:
+    with ValkeyProcess(tmp_path) as process:
+        server = Server(process)
+        server.redis.close()
+        async with workers(server, "a") as (a,):
+            process.stop()
+            ask = a.forwards(PushAsk())
+            assert await ask.ends() == UNAVAILABLE
+            await holds(lambda: not a.link.is_up)
+            assert await a.forwards(PushAsk()).ends() == UNAVAILABLE
+
+
+@in_loop
+async def test_no_more_asks_are_under_way_than_allowed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "_MAX_ASKS", 3)
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        asks = [a.forwards(PushAsk()) for _ in range(4)]
+        assert [ask.outcomes for ask in asks] == [[], [], [], [UNAVAILABLE]]
+        for arrived in await b.is_asked(3):
+            arrived.finish(*OK)
+        assert [await ask.ends() for ask in asks[:3]] == [OK] * 3
+        ask = a.forwards(PushAsk())
+        (await b.is_asked(4))[3].finish(*OK)
+        assert await ask.ends() == OK
+
+
+# Where it is looked for.
+
+
+@in_loop
+async def test_connect_that_is_being_decided_goes_before_the_open_connection(
+    server: Server,
+) -> None:
+    server.has_open("me", "b")
+    server.has_connecting("me", "c")
+    async with workers(server, "a", "b", "c") as (a, b, c_):
+        ask = a.forwards(PushAsk())
+        (await c_.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+        assert b.asks == []
+
+
+@in_loop
+async def test_ask_that_has_waited_goes_to_the_open_connection(server: Server) -> None:
+    server.has_open("me", "b")
+    server.has_connecting("me", "c")
+    async with workers(server, "a", "b", "c") as (a, b, c_):
+        ask = a.forwards(PushAsk(waited=True))
+        (arrived,) = await b.is_asked()
+        assert arrived.waited
+        arrived.finish(*OK)
+        assert await ask.ends() == OK
+        assert c_.asks == []
+
+
+@in_loop
+async def test_ask_that_has_waited_for_a_connect_alone_is_not_found(server: Server) -> None:
+    server.has_connecting("me", "b")
+    async with workers(server, "a", "b") as (a, _):
+        assert await a.forwards(PushAsk(waited=True)).ends() == NOT_FOUND
+
+
+# Passed on because the client has moved.
+
+
+@in_loop
+async def test_ask_is_passed_on_and_confirmed_to_who_asked_first(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b", "c") as (a, b, c_):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        server.has_open("me", "c")
+        arrived.hops += 1
+        b.bus.forward(arrived)
+        assert b.bus.unconfirmed == 0
+        (moved,) = await c_.is_asked()
+        assert (moved.source, moved.hops) == (b"a", 1)
+        moved.finish(*OK)
+        assert await ask.ends() == OK
+        assert b.slot[c.PUSHES_FORWARDED] == 0
+
+
+@pytest.mark.parametrize(("owner", "outcome"), [(None, NOT_FOUND), ("dead", UNAVAILABLE)])
+@in_loop
+async def test_ask_that_is_passed_on_to_nobody(
+    server: Server, owner: str | None, outcome: Outcome
+) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        if owner is None:
+            server.redis.flushall()
+        else:
+            server.has_open("me", owner)
+        b.bus.forward(arrived)
+        assert await ask.ends() == outcome
+
+
+@in_loop
+async def test_ask_that_a_closed_bus_would_pass_on_is_confirmed(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        b.bus.close()
+        b.bus.forward(arrived)
+        assert await ask.ends() == UNAVAILABLE
+
+
+# Batches.
+
+
+@in_loop
+async def test_all_of_one_tick_travels_together(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        before = server.published()
+        asks = [a.forwards(PushAsk()) for _ in range(BATCH)]
+        for arrived in await b.is_asked(BATCH):
+            arrived.finish(*OK)
+        assert [await ask.ends() for ask in asks] == [OK] * BATCH
+        assert server.published() - before == 2, "one there, one back"
+
+
+@in_loop
+async def test_more_than_a_batch_in_one_tick(server: Server) -> None:
+    count = 2 * BATCH + 1
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        before = server.published()
+        asks = [a.forwards(PushAsk(payload=b"%d" % number)) for number in range(count)]
+        arrived = await b.is_asked(count)
+        assert [ask.payload for ask in arrived] == [b"%d" % number for number in range(count)]
+        assert server.published() - before == 3
+        for ask in arrived:
+            ask.finish(outcomes.OK, ask.payload)
+        assert [await ask.ends() for ask in asks] == [(outcomes.OK, ask.payload) for ask in asks]
+
+
+@in_loop
+async def test_batch_for_many_owners(server: Server) -> None:
+    server.has_open("here", "b")
+    server.has_open("there", "c")
+    server.has_open("nowhere", "dead")
+    async with workers(server, "a", "b", "c") as (a, b, c_):
+        for worker in (b, c_):
+            worker.on_ask = lambda ask, name=worker.name: ask.finish(outcomes.OK, name.encode())
+        expected = {
+            "here": (outcomes.OK, b"b"),
+            "there": (outcomes.OK, b"c"),
+            "nowhere": UNAVAILABLE,
+            "unknown": NOT_FOUND,
+        }
+        asks = [a.forwards(PushAsk(client_id)) for client_id in [*expected] * 20]
+        for ask in asks:
+            assert await ask.ends() == expected[ask.client_id.decode()]
+
+
+@in_loop
+async def test_asks_and_confirmations_cross(server: Server) -> None:
+    server.has_open("at a", "a")
+    server.has_open("at b", "b")
+    async with workers(server, "a", "b") as (a, b):
+        for worker in (a, b):
+            worker.on_ask = lambda ask: ask.finish(outcomes.OK, ask.payload)
+        asks = [
+            worker.forwards(PushAsk(client_id, b"%d" % number))
+            for number in range(200)
+            for worker, client_id in ((a, "at b"), (b, "at a"))
+        ]
+        for ask in asks:
+            assert await ask.ends() == (outcomes.OK, ask.payload)
+
+
+@in_loop
+async def test_numbers_of_asks_begin_again(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        b.on_ask = lambda ask: ask.finish(outcomes.OK, b"%d" % ask.number)
+        a.bus._number = (1 << 32) - 2
+        asks = [a.forwards(PushAsk()) for _ in range(2)]
+        assert [(await ask.ends())[1] for ask in asks] == [b"4294967295", b"1"]
+
+
+# Other messages.
+
+
+@in_loop
+async def test_notice_of_a_replacement(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        head = encode(Envelope(REPLACED, 0, b"", b"me", 0, 0, b""))
+        server.publish("a", head + b"1700000000000000")
+        await holds(lambda: a.replaced)
+        assert a.replaced == [("me", 1_700_000_000_000_000)]
+
+
+@in_loop
+async def test_confirmation_of_an_unknown_ask_is_ignored(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        with structlog.testing.capture_logs() as logs:
+            server.publish("a", encode(Envelope(CONFIRM, 99, b"", b"", 0, outcomes.OK, b"")))
+            await a.settles()
+        assert logs == []
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        b"x",
+        b"\xff" * 100,
+        encode(Envelope(PUSH, 1, b"b", b"me", 0, TEXT, b"cut off"))[:-1],
+        encode(Envelope(REPLACED, 0, b"", b"me", 0, 0, b"")) + b"no number",
+        encode(Envelope(REPLACED, 0, b"", b"me", 0, 0, b"")),
+    ],
+)
+@in_loop
+async def test_malformed_message_is_only_logged(server: Server, malformed: bytes) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        with structlog.testing.capture_logs() as logs:
+            good = encode(Envelope(PUSH, 7, b"nobody", b"me", 0, TEXT, b"before"))
+            server.publish("b", good + malformed)
+            server.publish("b", malformed)
+            await b.settles()
+        assert [log["event"] for log in logs] == ["malformed message on the bus"] * 2
+        assert [ask.payload for ask in b.asks] == [b"before"]
+        ask = a.forwards(PushAsk())
+        (await b.is_asked(2))[1].finish(*OK)
+        assert await ask.ends() == OK
