@@ -318,6 +318,8 @@ class Session:
                 self._report_when_done()
             else:
                 self._release()
+            if self._queue:
+                self._proceed()  # it may have waited for the client to read, which is over
         elif self.state == ASKING or self.state == CLAIMING:
             # The API may say ok yet: then it must hear of the end, too.
             self.left = True

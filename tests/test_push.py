@@ -65,6 +65,9 @@ class FakeTransport:
         assert not self.is_at_its_end
         self.eof_is_written = True
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -818,8 +821,10 @@ def test_unread_bytes_are_given_time_before_the_close() -> None:
     assert not api.transport.is_closed
     assert api.sweeper.scheduled == [IDLE_TIMEOUT_S, LINGER_S]
     api.sends(b"x" * 1000)
-    assert api.after(LINGER_S + 0.1) == 0.0
+    assert api.after(LINGER_S + 0.1) == LINGER_S
     assert api.transport.is_closed
+    assert api.after(LINGER_S) == 0.0
+    assert api.transport.is_aborted, "it does not read what is still to be written"
 
 
 def test_peer_that_closes_while_it_is_waited_for() -> None:
@@ -835,7 +840,7 @@ def test_silent_connection_is_closed() -> None:
     assert api.after(50.0) == pytest.approx(IDLE_TIMEOUT_S - 50.0)
     api.sends(request())
     assert api.after(50.0) == pytest.approx(IDLE_TIMEOUT_S - 50.0)
-    assert api.after(25.0) == 0.0
+    assert api.after(25.0) == LINGER_S
     assert api.transport.is_closed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, cast
 
@@ -188,8 +189,8 @@ class Worker:
 
     # What clients do here.
 
-    async def announces(self, client_id: str, generation: int) -> Client:
-        client = Client(client_id, generation)
+    async def announces(self, client_id: str) -> Client:
+        client = Client(client_id, 0)
         self.registry.announce(client.client_id, client)
         await self.settles()
         return client
@@ -247,9 +248,11 @@ async def workers(server: Server, *names: str) -> AsyncIterator[list[Worker]]:
 @in_loop
 async def test_connect_is_marked_for_as_long_as_it_may_take(server: Server) -> None:
     async with workers(server, "host-0-1") as (worker,):
-        client = await worker.announces("me", 17)
+        before_us = time.time_ns() // 1000
+        client = await worker.announces("me")
         assert client.events == ["announced"]
-        assert server.marks == {"me": "host-0-1 17"}
+        assert before_us <= client.generation <= time.time_ns() // 1000
+        assert server.marks == {"me": f"host-0-1 {client.generation}"}
         left_ms = cast(int, server.redis.pttl(f"{PREFIX}p:me"))
         assert PENDING_S < left_ms / 1000 <= PENDING_S + MARGIN_S
         assert server.owners == server.members == {}
@@ -258,19 +261,20 @@ async def test_connect_is_marked_for_as_long_as_it_may_take(server: Server) -> N
 @in_loop
 async def test_mark_is_withdrawn(server: Server) -> None:
     async with workers(server, "a") as (a,):
-        await a.announces("me", 17)
-        await a.withdraws("me", 17)
+        client = await a.announces("me")
+        await a.withdraws("me", client.generation)
         assert server.marks == {}
 
 
 @in_loop
 async def test_mark_of_a_newer_connect_stays(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
-        await a.announces("me", 17)
-        await b.announces("me", 18)
-        await a.withdraws("me", 17)
-        await b.withdraws("me", 17)
-        assert server.marks == {"me": "b 18"}
+        older = await a.announces("me")
+        newer = await b.announces("me")
+        assert older.generation < newer.generation
+        await a.withdraws("me", older.generation)
+        await b.withdraws("me", older.generation)
+        assert server.marks == {"me": f"b {newer.generation}"}
 
 
 # Claims.
@@ -288,11 +292,11 @@ async def test_claim_enters_the_client(server: Server) -> None:
 @in_loop
 async def test_claim_takes_its_own_mark_away(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
-        await a.announces("me", 17)
-        await b.announces("you", 18)
-        await a.claims("me", 17)
+        me = await a.announces("me")
+        you = await b.announces("you")
+        await a.claims("me", me.generation)
         await a.claims("you", 16)
-        assert server.marks == {"you": "b 18"}
+        assert server.marks == {"you": f"b {you.generation}"}
 
 
 @in_loop
@@ -309,13 +313,14 @@ async def test_newest_claim_wins_and_the_old_worker_is_told(server: Server) -> N
 
 
 @in_loop
-async def test_latest_claim_wins_even_with_an_older_generation(server: Server) -> None:
+async def test_younger_generation_keeps_the_id_from_a_later_claim(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
         await a.claims("me", 18)
-        await b.claims("me", 17)
+        late = await b.claims("me", 17)
         await a.settles()
-        assert server.owners == {"me": "b 17"}
-        assert a.notices == [("me", 18)]
+        assert late.events == ["lost"]
+        assert server.owners == {"me": "a 18"}
+        assert a.notices == []
 
 
 @in_loop
@@ -454,9 +459,9 @@ async def test_mark_of_a_connect_stays_when_the_open_client_is_entered_again(
     server: Server,
 ) -> None:
     async with workers(server, "a") as (a,):
-        await a.announces("me", 17)
+        connect = await a.announces("me")
         await a.claims_again(Client("me", 17))
-        assert server.marks == {"me": "a 17"}
+        assert server.marks == {"me": f"a {connect.generation}"}
 
 
 @in_loop
@@ -591,7 +596,7 @@ operations = st.lists(
 
 @settings(deadline=None, max_examples=25)
 @given(operations)
-def test_redis_agrees_with_the_last_claim(
+def test_redis_agrees_with_the_youngest_claim(
     shared_server: Server, operations: list[Operation]
 ) -> None:
     shared_server.redis.flushall()
@@ -611,10 +616,14 @@ async def _play(server: Server, operations: list[Operation]) -> None:
                 assert await worker.releases(client_id, generation) == (owner in (None, mine))
                 if owner == mine:
                     del owners[client_id]
-            elif action == "again" and owner is not None and owner[1] > generation:
-                client = Client(client_id, generation)
-                await worker.claims_again(client)
-                assert client.events == ["replaced"]
+            elif owner is not None and owner[1] > generation:
+                if action == "again":
+                    client = Client(client_id, generation)
+                    await worker.claims_again(client)
+                    assert client.events == ["replaced"]
+                else:
+                    client = await worker.claims(client_id, generation)
+                    assert client.events == ["lost"]
             else:
                 if action == "claim":
                     await worker.claims(client_id, generation)
