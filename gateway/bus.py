@@ -16,7 +16,7 @@ import structlog
 from . import counters as c
 from . import outcomes
 from .ask import Ask
-from .envelope import CONFIRM, REPLACED, Envelope, decode, encode
+from .envelope import CONFIRM, REPLACED, Envelope, decode, pack
 from .redis_link import RedisLink, Reply, Script
 from .sweeper import Sweeper
 
@@ -50,25 +50,27 @@ for i = 1, #ARGV / 3 do
   local value = values[2 * i - 1] or values[2 * i]
   states[i] = 0
   if value then
-    local channel = prefix .. 'w:' .. string.match(value, '^%S+')
-    if not parts[channel] then
-      parts[channel], members[channel] = {}, {}
+    local owner = string.sub(value, 1, string.find(value, ' ', 1, true) - 1)
+    local part, member = parts[owner], members[owner]
+    if part then
+      part[#part + 1], member[#member + 1] = ARGV[3 * i - 1], i
+    else
+      parts[owner], members[owner] = {ARGV[3 * i - 1]}, {i}
     end
-    table.insert(parts[channel], ARGV[3 * i - 1])
-    table.insert(members[channel], i)
   end
 end
-for channel, envelopes in pairs(parts) do
+for owner, envelopes in pairs(parts) do
+  local channel = prefix .. 'w:' .. owner
   local state = redis.call('PUBLISH', channel, table.concat(envelopes)) > 0 and 1 or 2
-  for _, i in ipairs(members[channel]) do
+  for _, i in ipairs(members[owner]) do
     states[i] = state
     if state == 2 and values[2 * i - 1] and values[2 * i - 1] ~= values[2 * i] then
       -- The worker that was deciding on the connect is gone, and the mark with it.
       redis.call('DEL', keys[2 * i - 1])
       states[i] = 0
       if values[2 * i] then
-        local owner = prefix .. 'w:' .. string.match(values[2 * i], '^%S+')
-        states[i] = redis.call('PUBLISH', owner, ARGV[3 * i - 1]) > 0 and 1 or 2
+        local other = prefix .. 'w:' .. string.match(values[2 * i], '^%S+')
+        states[i] = redis.call('PUBLISH', other, ARGV[3 * i - 1]) > 0 and 1 or 2
       end
     end
   end
@@ -193,18 +195,16 @@ class Bus:
             self._asks[number] = ask
             self._deadlines.append((self._sweeper.now, number))
             self._slot[c.PUSHES_FORWARDED] += 1
-        wire = encode(
-            Envelope(
-                ask.kind,
-                number,
-                source,
-                ask.client_id,
-                ask.generation,
-                ask.code,
-                ask.payload,
-                ask.hops,
-                ask.waited,
-            )
+        wire = pack(
+            ask.kind,
+            number,
+            source,
+            ask.client_id,
+            ask.generation,
+            ask.code,
+            ask.payload,
+            ask.hops,
+            ask.waited,
         )
         if not self._outgoing and not self._confirmations:
             self._call_soon(self._flush)
@@ -212,7 +212,7 @@ class Bus:
 
     def confirm(self, ask: RemoteAsk, outcome: int, body: bytes) -> None:
         """Tell the asking worker what became of its ask."""
-        wire = encode(Envelope(CONFIRM, ask.number, b"", b"", 0, outcome, body))
+        wire = pack(CONFIRM, ask.number, b"", b"", 0, outcome, body)
         if not self._outgoing and not self._confirmations:
             self._call_soon(self._flush)
         self._confirmations.setdefault(ask.source, []).append(wire)
@@ -253,7 +253,10 @@ class Bus:
                 if envelope.kind == CONFIRM:
                     ask = self._asks.pop(envelope.ask, None)
                     if ask is not None:
-                        ask.finish(envelope.code, envelope.payload)
+                        # Another version may know outcomes that this one does not.
+                        known = envelope.code < len(outcomes.ANSWERS)
+                        outcome = envelope.code if known else outcomes.UNAVAILABLE
+                        ask.finish(outcome, envelope.payload)
                 elif envelope.kind == REPLACED:
                     self._on_replaced(envelope.client_id, int(envelope.payload))
                 else:

@@ -49,11 +49,25 @@ class Envelope(NamedTuple):
 
 def encode(envelope: Envelope) -> bytes:
     """Return the bytes of one envelope."""
-    kind, ask, source, client_id, generation, code, payload, hops, waited = envelope
+    return pack(*envelope)
+
+
+def pack(
+    kind: int,
+    ask: int,
+    source: bytes,
+    client_id: bytes,
+    generation: int,
+    code: int,
+    payload: bytes,
+    hops: int = 0,
+    waited: bool = False,
+) -> bytes:
+    """Return the bytes of the envelope with these fields; there is one for each push and answer."""
     head = _HEAD.pack(
         kind, hops, waited, len(source), len(client_id), ask, generation, code, len(payload)
     )
-    return b"".join((head, source, client_id, payload))
+    return head + source + client_id + payload
 
 
 def decode(data: bytes) -> Iterator[Envelope]:

@@ -90,6 +90,8 @@ class PushConnection(asyncio.Protocol):
         self._active_at = hub.sweeper.now
         # True after the last answer that this connection will carry.
         self._closing = False
+        # True while the answers are not read, so that their buffer is full.
+        self._blocked = False
         # True when the API may still be sending, and when the last answer is written.
         self._lingers = self._ended = False
         # True while data_received runs: answers of one packet are written together.
@@ -191,11 +193,13 @@ class PushConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Read no more requests while the answers are not read."""
+        self._blocked = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Read on, unless too much is pending for another reason."""
+        self._blocked = False
         if (
             self._transport is not None
             and not self._transport.is_closing()
@@ -394,7 +398,7 @@ class PushConnection(asyncio.Protocol):
             return
         if ready:
             transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
-            if was_full and len(pending) < _MAX_PIPELINED:
+            if was_full and len(pending) < _MAX_PIPELINED and not self._blocked:
                 transport.resume_reading()
         if self._closing and not pending and not self._ended:
             self._ended = True

@@ -27,8 +27,14 @@ _BATCH: Final = 500
 _ANNOUNCE: Final = Script(
     """
 local time = redis.call('TIME')
-local generation = string.format('%d%06d', time[1], time[2])
-redis.call('SET', KEYS[1] .. 'p:' .. ARGV[1], ARGV[2] .. ' ' .. generation, 'PX', ARGV[3])
+local born = time[1] * 1000000 + time[2]
+local pending = KEYS[1] .. 'p:' .. ARGV[1]
+-- Younger than what is there, whatever the clocks have done meanwhile.
+for _, value in ipairs(redis.call('MGET', KEYS[1] .. 'c:' .. ARGV[1], pending)) do
+  if value then born = math.max(born, tonumber(string.match(value, ' (%d+)$')) + 1) end
+end
+local generation = string.format('%.0f', born)
+redis.call('SET', pending, ARGV[2] .. ' ' .. generation, 'PX', ARGV[3])
 return generation
 """
 )

@@ -281,7 +281,8 @@ class Session:
         queue = self._queue
         if queue:
             # No further replies for a client that does not read those it has.
-            can_answer = self.writable or self.state >= CLOSING
+            leaving = self.state >= CLOSING or self._farewell is not None
+            can_answer = self.writable or leaving
             while can_answer and queue and self.in_flight < self._limits.max_in_flight:
                 self.in_flight += 1
                 self.sequence += 1
@@ -289,7 +290,7 @@ class Session:
             self._regulate()
         if self.state >= CLOSING:
             self._report_when_done()
-        elif self._farewell is not None and not self.in_flight:
+        elif self._farewell is not None and not self.in_flight and not queue:
             self.close(*self._farewell)
 
     def _regulate(self) -> None:
@@ -349,6 +350,7 @@ class Session:
             if self._reading:
                 self._reading = False
                 self._read_on(False)
+            self._proceed()
 
     def replace(self) -> None:
         """Give way to a newer connection of the same client."""

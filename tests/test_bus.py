@@ -444,6 +444,23 @@ async def test_ask_that_has_waited_for_a_connect_alone_is_not_found(server: Serv
         assert await a.forwards(PushAsk(waited=True)).ends() == NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("owner", "outcome"), [("b", OK), ("dead", UNAVAILABLE), (None, NOT_FOUND)]
+)
+@in_loop
+async def test_mark_of_a_worker_that_is_gone_is_passed_over(
+    server: Server, owner: str | None, outcome: Outcome
+) -> None:
+    server.has_connecting("me", "dead")
+    if owner is not None:
+        server.has_open("me", owner)
+    async with workers(server, "a", "b") as (a, b):
+        b.on_ask = lambda ask: ask.finish(*OK)
+        asks = [a.forwards(PushAsk()) for _ in range(3)]
+        assert [await ask.ends() for ask in asks] == [outcome] * 3
+        assert not server.redis.exists(f"{PREFIX}p:me")
+
+
 # Passed on because the client has moved.
 
 
@@ -586,6 +603,16 @@ async def test_confirmation_of_an_unknown_ask_is_ignored(server: Server) -> None
             server.publish("a", encode(Envelope(CONFIRM, 99, b"", b"", 0, outcomes.OK, b"")))
             await a.settles()
         assert logs == []
+
+
+@in_loop
+async def test_outcome_that_this_version_does_not_know(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (await b.is_asked())[0].finish(999, b"")
+        outcome, _ = await ask.ends()
+        assert outcome < len(outcomes.ANSWERS)
 
 
 @pytest.mark.parametrize(

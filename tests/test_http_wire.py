@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
@@ -383,6 +384,34 @@ def test_reply_stays_readable_while_the_next_is_expected() -> None:
     reader = read(OK + b"Content-Length: 2\r\n\r\nok")
     reader.expect(want_headers=False)
     assert (reader.status, reader.body, reader.complete) == (200, b"ok", False)
+
+
+def test_reply_that_was_passed_on_is_let_go() -> None:
+    reader = read(OK + b"A: b\r\nContent-Length: 2\r\n\r\nok", want_headers=True)
+    reader.drop_body()
+    assert (reader.body, reader.headers) == (b"", [])
+    reader.expect(want_headers=False)
+    reader.feed(OK + b"Content-Length: 4\r\n\r\nnext")
+    assert seen(reader) == Reply(200, b"next")
+
+
+def test_closed_reader_is_no_garbage() -> None:
+    freed: list[bool] = []
+
+    class Noting(ReplyReader):
+        def __del__(self) -> None:
+            freed.append(True)
+
+    gc.disable()
+    try:
+        reader = Noting(MAX_BODY_BYTES)
+        reader.expect(want_headers=False)
+        reader.feed(OK)
+        reader.close()
+        del reader
+        assert freed
+    finally:
+        gc.enable()
 
 
 # The end of the stream.

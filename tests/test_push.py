@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -684,6 +686,39 @@ def test_reading_goes_on_when_a_packet_of_many_requests_is_answered() -> None:
     assert api.transport.is_reading
 
 
+def test_reading_stops_while_the_answers_are_not_read() -> None:
+    api = Api(ok)
+    api.connection.pause_writing()
+    assert not api.transport.is_reading
+    api.connection.resume_writing()
+    assert api.transport.is_reading
+
+
+def test_reading_goes_on_when_neither_answers_nor_requests_are_too_many() -> None:
+    api = Api()
+    api.sends(request() * MAX_PIPELINED)
+    api.connection.pause_writing()
+    api.connection.resume_writing()
+    assert not api.transport.is_reading, "too many requests are unanswered"
+    api.connection.pause_writing()
+    for ask in api.asks:
+        ok(ask)
+    assert not api.transport.is_reading, "the answers are not read"
+    api.connection.resume_writing()
+    assert api.transport.is_reading
+
+
+def test_closing_transport_is_not_asked_to_read() -> None:
+    api = Api()
+    api.connection.close_when_idle()
+    api.connection.pause_writing()
+    api.connection.resume_writing()
+    assert api.transport.is_reading
+    api.connection.connection_lost(None)
+    api.connection.pause_writing()
+    api.connection.resume_writing()
+
+
 # Expect, Connection: close, HTTP/1.0, upgrades.
 
 
@@ -779,6 +814,20 @@ def test_connection_is_known_until_it_is_lost() -> None:
     assert api.hub.connections == {api.connection}
     api.connection.connection_lost(None)
     assert api.hub.connections == set()
+
+
+def test_lost_connection_is_no_garbage() -> None:
+    api = Api(ok)
+    api.sends(request())
+    api.asks.clear()
+    connection = weakref.ref(api.connection)
+    gc.disable()
+    try:
+        api.connection.connection_lost(None)
+        del api.connection
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 def test_ask_under_way_outlives_its_connection() -> None:

@@ -242,14 +242,56 @@ async def test_replies_are_what_redis_says(server: Server) -> None:
 
 
 @in_loop
-async def test_error_is_a_reply_like_any_other(server: Server) -> None:
-    async with connected(server.url) as link:
-        link.send("NONSENSE")
-        link.send("ECHO", "after")
-        error, after = await link.has_replies(2)
-        assert isinstance(error, hiredis.ReplyError)
-        assert after == b"after"
-        assert link.downs == 0
+async def test_command_that_redis_refuses_is_answered_and_the_link_starts_over(
+    server: Server,
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with connected(server.url) as link:
+            link.send("NONSENSE")
+            (error,) = await link.has_replies(1)
+            assert isinstance(error, hiredis.ReplyError)
+            await link.is_up(times=2)
+            assert link.downs == 1
+            assert await link.link.ask("ECHO", "again") == b"again"
+    assert [log["event"] for log in logs] == ["Redis refuses a command", "Redis is away"]
+
+
+@in_loop
+async def test_scripts_that_were_flushed_are_loaded_again(server: Server) -> None:
+    with structlog.testing.capture_logs():
+        async with connected(server.url) as link:
+            server.redis.script_flush()
+            link.link.call(link.replies.append, ECHO, b"p", b"first")
+            (error,) = await link.has_replies(1)
+            assert isinstance(error, hiredis.ReplyError)
+            await link.is_up(times=2)
+            link.link.call(link.replies.append, ECHO, b"p", b"second")
+            assert (await link.has_replies(2))[1] == [b"p", b"second"]
+
+
+@in_loop
+async def test_server_that_refuses_everything_is_not_stormed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hopeful(Link):
+        def _on_up(self) -> None:
+            super()._on_up()
+            self.send("NONSENSE")
+
+    delays = 0
+
+    def jitter() -> float:
+        nonlocal delays
+        delays += 1
+        return 0.0
+
+    monkeypatch.setattr(redis_link.random, "random", jitter)
+    with structlog.testing.capture_logs():
+        link = Hopeful(server.url)
+        link.link.start()
+        await link.is_up(times=3)
+        await link.link.stop()
+    assert delays == 2, "each attempt but the first is put off"
 
 
 @in_loop

@@ -259,6 +259,36 @@ async def test_connect_is_marked_for_as_long_as_it_may_take(server: Server) -> N
 
 
 @in_loop
+async def test_every_connect_has_a_birth_of_its_own(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        clients = [Client(f"{number % 7}", 0) for number in range(1000)]
+        for number, client in enumerate(clients):
+            (a, b)[number % 2].registry.announce(client.client_id, client)
+        await a.settles()
+        await b.settles()
+        births = [client.generation for client in clients]
+        assert len(set(births)) == len(births)
+        assert births[::2] == sorted(births[::2])
+
+
+@pytest.mark.parametrize("kind", ["open", "being decided"])
+@in_loop
+async def test_announced_generation_is_younger_than_what_is_there(
+    server: Server, kind: str
+) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        # Made with a clock that was ahead, or before Redis' own was put back.
+        future = time.time_ns() // 1000 + 3600 * 1_000_000
+        if kind == "open":
+            await a.claims("me", future)
+        else:
+            server.redis.set(f"{PREFIX}p:me", f"a {future}")
+        client = await b.announces("me")
+        assert client.generation > future
+        assert (await b.claims("me", client.generation)).events == ["claimed"]
+
+
+@in_loop
 async def test_mark_is_withdrawn(server: Server) -> None:
     async with workers(server, "a") as (a,):
         client = await a.announces("me")

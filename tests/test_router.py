@@ -150,6 +150,12 @@ def test_client_that_has_moved_is_followed(worker: Worker) -> None:
     assert worker.bus.confirmed == []
 
 
+def test_stale_mark_is_not_followed_back_to_this_worker(worker: Worker) -> None:
+    ask = worker.remote_ask()
+    worker.router.route_remote(ask)
+    assert ask.waited, "no connect is being decided here"
+
+
 @pytest.mark.parametrize("hops", range(MAX_HOPS))
 def test_client_that_moves_often_is_followed(worker: Worker, hops: int) -> None:
     ask = worker.remote_ask(hops=hops)

@@ -267,6 +267,14 @@ def test_api_is_asked_when_the_connect_is_marked() -> None:
     assert session.taken() == [("ask",)]
 
 
+@pytest.mark.parametrize(("given", "kept"), [(17, 17), (None, 5)])
+def test_mark_gives_the_connection_its_birth(given: int | None, kept: int) -> None:
+    session = announcing()
+    session.generation = 5
+    session.on_announced(given)
+    assert session.generation == kept
+
+
 def test_api_is_not_asked_about_a_client_that_has_left() -> None:
     session = announcing()
     session.end(*ENDED_ABNORMALLY)
@@ -416,6 +424,18 @@ def test_reader_that_catches_up_does_not_empty_the_queue() -> None:
     session.on_writable(False)
     session.on_writable(True)
     assert not session.reading
+
+
+def test_message_of_a_client_that_does_not_read_waits() -> None:
+    session = opened(max_in_flight=2)
+    session.receives(b"a")
+    session.on_writable(False)
+    session.receives(b"b", b"c")
+    session.is_answered(MESSAGE)
+    assert [payload for _, _, payload in session.posts] == [b"a"]
+    session.on_writable(True)
+    assert [payload for _, _, payload in session.posts] == [b"a", b"b", b"c"]
+    assert session.reading
 
 
 def test_messages_that_come_when_reading_goes_on_find_their_place() -> None:
@@ -596,6 +616,27 @@ def test_is_closed_when_the_api_has_heard_or_never_will(way: str) -> None:
     else:
         session.fails(DISCONNECT)
     assert session.state == CLOSED
+
+
+@pytest.mark.parametrize("how", ["end", "close", "drain"])
+def test_messages_of_a_client_that_does_not_read_are_posted_at_the_end(how: str) -> None:
+    session = opened()
+    session.receives(b"a")
+    session.on_writable(False)
+    session.receives(b"b", b"c")
+    if how == "drain":
+        session.drain(1001, "")
+    session.is_answered(MESSAGE)
+    if how != "drain":
+        getattr(session, how)(1001, "")
+        session.on_released(True)
+    session.is_answered(MESSAGE)
+    assert ("report", 1001, "") not in session.actions
+    session.is_answered(MESSAGE)
+    if how == "drain":  # which closes when all is answered
+        session.on_released(True)
+    assert session.posts == [(1, TEXT, b"a"), (2, TEXT, b"b"), (3, TEXT, b"c")]
+    assert session.actions[-1] == ("report", 1001, "")
 
 
 def test_closes_from_this_side() -> None:
@@ -819,9 +860,10 @@ class Life(RuleBasedStateMachine):
             self.session.is_answered(CONNECT, 403)
 
     @precondition(lambda self: self.is_in(CLAIMING))
-    @rule()
-    def registry_has_claimed(self) -> None:
-        self.session.on_claimed()
+    @rule(owned=st.sampled_from((True, True, True, False)))
+    def registry_has_claimed(self, owned: bool) -> None:
+        self.replaced_before_report |= not owned
+        self.session.on_claimed(owned)
 
     @precondition(lambda self: self.is_in(OPEN) and self.session.wants_messages)
     @rule(count=st.integers(1, 6))

@@ -321,6 +321,22 @@ def test_time_is_known_to_whoever_is_looked_at() -> None:
     assert asking.looks
 
 
+def test_fault_in_a_look_does_not_stop_the_clock() -> None:
+    loop, sweeper = started()
+
+    class Faulty(Timed):
+        def on_tick(self, now: float) -> float:
+            raise LookupError
+
+    later = Timed(loop)
+    sweeper.schedule(Faulty(loop), 0.1)
+    sweeper.schedule(later, 0.3)
+    with pytest.raises(LookupError):
+        loop.run(1)
+    loop.run(1)
+    assert later.looks == [pytest.approx(0.3)]
+
+
 # Start and stop.
 
 

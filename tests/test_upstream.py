@@ -910,6 +910,12 @@ async def test_connection_that_cannot_be_opened_in_time() -> None:
             await gw.connects().fails(ApiUnreachable)
 
 
+@in_loop
+async def test_host_whose_name_cannot_be_one() -> None:
+    async with gateway(api=f"http://{'x' * 64}.example/") as gw:
+        await gw.connects().fails(ApiUnreachable)
+
+
 # An API that is away.
 
 
@@ -939,6 +945,15 @@ async def test_messages_and_disconnects_wait_for_the_api_to_come_back(event: int
         assert sorted(names) == ["0", "1", "2"]
         for each in sent:
             await each.is_answered()
+
+
+@in_loop
+async def test_owner_may_try_again_from_within_the_failure() -> None:
+    async with gateway(listens=False) as gw:
+        first = gw.connects("first")
+        first.then = lambda: gw.connects("second") and None
+        await first.fails(ApiUnreachable)
+        await gw.sent[1].fails(ApiUnreachable)
 
 
 @in_loop
