@@ -107,6 +107,11 @@ class Settings(BaseSettings):
     api_max_idle: Annotated[int, Field(ge=0, le=1_000_000), Form("N")] = Field(
         1_000, description="Idle connections to the API that are kept, over all workers."
     )
+    max_connecting: Annotated[int, Field(ge=1, le=100_000), Form("N")] = Field(
+        256,
+        description="Connects that one worker asks the API about at once; more wait, up to the "
+        "handshake timeout.",
+    )
     api_ca: Annotated[Path | None, Form("FILE", "the system's")] = Field(
         None, description="PEM file with the authorities to trust for an https API."
     )
@@ -115,6 +120,16 @@ class Settings(BaseSettings):
         description="Redis or Valkey: a redis, rediss or unix URL; or embedded, a private Valkey.",
     )
     redis_prefix: Prefix = Field("ws2api:", description="Prefix of every Redis key and channel.")
+    max_pending_disconnects: Annotated[int, Field(ge=1, le=100_000_000), Form("N")] = Field(
+        1_000_000,
+        description="Disconnects that the API did not take and that Redis keeps for it; beyond it "
+        "the oldest go.",
+    )
+    reap_rate: Annotated[int, Field(ge=1, le=100_000), Form("N")] = Field(
+        500,
+        description="DELETEs per second for clients of lost workers, and for those that the API "
+        "did not take at once.",
+    )
     max_message_size: Annotated[ByteSize, Field(ge=1, le=1 << 30), Form("BYTES")] = Field(
         ByteSize(1 << 20), description="Largest message either way, and largest API reply."
     )
@@ -145,6 +160,10 @@ class Settings(BaseSettings):
     push_timeout: Seconds = Field(5.0, description="Time for another worker to confirm a push.")
     shutdown_timeout: Seconds = Field(
         30.0, description="Time for a worker to finish after SIGTERM, before it is killed."
+    )
+    drain_seconds: Seconds = Field(
+        60.0,
+        description="Time over which SIGHUP moves the clients of the old workers, with 1012.",
     )
     forward_header: HeaderNames = Field(
         (), description="Another header of the client to pass on with the connect."

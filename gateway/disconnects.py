@@ -1,0 +1,153 @@
+"""State how Redis keeps each connection until the API has heard of its end: keys and scripts.
+
+An end that the API must hear of is written down before anything else happens to it, and struck off
+when the API has answered 2xx. So whoever dies in between leaves a trace that another can follow.
+Keys, all behind the prefix, beside those of the registry:
+
+    a:<worker>    set of "<id> <generation>": connects that the API is being asked about
+    w:<worker>    hash of id → generation: connections that are open
+    e:<worker>    hash of "<id> <generation>" → "<code> <reason>": connections that have ended and of
+                  which the worker tells the API itself
+    leases        sorted set of worker → time until which it counts as alive, in ms of Redis' clock;
+                  0 when it has ended
+    x:<worker>    hash of id → generation: connections that were given up for lost although, as it
+                  turned out, their worker lived; it closes them when it comes back
+    disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers that
+                  died, and those that the API did not take at once; fields id, generation, code,
+                  reason
+    dropped       number of entries that fell off the stream because it had reached its bound
+
+A worker that dies leaves its three keys; a reaper moves them to the stream in one atomic step per
+batch, so that several reapers never move one twice. The consumer group hands each entry of the
+stream to one reaper.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .redis_link import Script
+
+STREAM: Final = "disconnects"
+GROUP: Final = "reapers"
+DROPPED: Final = "dropped"
+LEASES: Final = "leases"
+
+LEASE_S: Final = 15.0
+"""A worker that has not renewed its lease for so long counts as dead."""
+RENEW_EVERY_S: Final = 3.0
+
+WORKER_LOST: Final = "worker lost"
+"""Reason that the API is told of a connection that ended with its worker; the code is 1006."""
+
+# Entries that one call of TAKE_OVER looks at in each of the three keys.
+_BATCH: Final = 500
+# How long a worker that was given up for lost finds out about it.
+_GIVEN_UP_S: Final = 86_400
+
+# Expects the locals prefix and bound.
+_OWE: Final = """
+local function owe(id, generation, code, reason)
+  local stream = prefix .. 'disconnects'
+  local over = redis.call('XLEN', stream) - bound + 1
+  if over > 0 then
+    redis.call('XTRIM', stream, 'MAXLEN', bound - 1)
+    redis.call('INCRBY', prefix .. 'dropped', over)
+  end
+  redis.call('XADD', stream, '*', 'id', id, 'generation', generation, 'code', code,
+    'reason', reason)
+end
+"""
+
+# KEYS: prefix. ARGV: worker, lease in ms. Returns 1 when connections of this worker were given up
+# for lost meanwhile, so that it has to close them.
+RENEW: Final = Script(
+    """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1] .. 'leases', now + ARGV[2], ARGV[1])
+return redis.call('EXISTS', KEYS[1] .. 'x:' .. ARGV[1])
+"""
+)
+
+# KEYS: prefix. ARGV: worker, id, generation, code, reason, bound of the stream. Leaves an end to the
+# reapers.
+PARK: Final = Script(
+    "local prefix, bound = KEYS[1], tonumber(ARGV[6])"
+    + _OWE
+    + """
+redis.call('HDEL', prefix .. 'e:' .. ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+owe(ARGV[2], ARGV[3], ARGV[4], ARGV[5])
+return 1
+"""
+)
+
+# KEYS: prefix. ARGV: worker, bound of the stream, 1 if the worker is known to be dead, else its
+# lease decides. Moves a batch of what the worker left to the stream.
+# Returns how many were moved, how many were not because the client has reconnected, and whether
+# there may be more; or nil when the worker lives.
+TAKE_OVER: Final = Script(
+    "local prefix, worker, bound = KEYS[1], ARGV[1], tonumber(ARGV[2])"
+    + _OWE
+    + f"""
+local batch, lost, given_up_s = {_BATCH}, '{WORKER_LOST}', {_GIVEN_UP_S}
+"""
+    + """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local lease = tonumber(redis.call('ZSCORE', prefix .. 'leases', worker) or 0)
+local is_dead = ARGV[3] == '1' or lease == 0
+if not is_dead and lease > now then return false end
+
+local moved, reconnected = 0, 0
+local function is_back(id, generation)
+  local value = redis.call('GET', prefix .. 'c:' .. id)
+  if not value then return false end
+  local owner, born = string.match(value, '^(%S+) (%d+)$')
+  return owner ~= worker or tonumber(born) > tonumber(generation)
+end
+local function move(id, generation, code, reason)
+  local key, value = prefix .. 'c:' .. id, worker .. ' ' .. generation
+  if is_back(id, generation) then
+    reconnected = reconnected + 1
+  else
+    owe(id, generation, code, reason)
+    moved = moved + 1
+  end
+  if redis.call('GET', key) == value then redis.call('DEL', key) end
+  local pending = prefix .. 'p:' .. id
+  if redis.call('GET', pending) == value then redis.call('DEL', pending) end
+end
+
+local open = prefix .. 'w:' .. worker
+local entries = redis.call('HSCAN', open, 0, 'COUNT', batch)[2]
+for i = 1, #entries, 2 do
+  local id, generation = entries[i], entries[i + 1]
+  move(id, generation, '1006', lost)
+  redis.call('HDEL', open, id)
+  if not is_dead then
+    redis.call('HSET', prefix .. 'x:' .. worker, id, generation)
+    redis.call('EXPIRE', prefix .. 'x:' .. worker, given_up_s)
+  end
+end
+local asking = prefix .. 'a:' .. worker
+for _, entry in ipairs(redis.call('SSCAN', asking, 0, 'COUNT', batch)[2]) do
+  local id, generation = string.match(entry, '^(%S+) (%d+)$')
+  move(id, generation, '1006', lost)
+  redis.call('SREM', asking, entry)
+end
+local ended = prefix .. 'e:' .. worker
+entries = redis.call('HSCAN', ended, 0, 'COUNT', batch)[2]
+for i = 1, #entries, 2 do
+  local id, generation = string.match(entries[i], '^(%S+) (%d+)$')
+  local code, reason = string.match(entries[i + 1], '^(%d+) (.*)$')
+  move(id, generation, code, reason)
+  redis.call('HDEL', ended, entries[i])
+end
+local more = redis.call('EXISTS', open, asking, ended)
+if more == 0 then redis.call('ZREM', prefix .. 'leases', worker) end
+return {moved, reconnected, more > 0 and 1 or 0}
+"""
+)
+
+SCRIPTS: Final = (RENEW, PARK, TAKE_OVER)
