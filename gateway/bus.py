@@ -16,13 +16,16 @@ import structlog
 from . import counters as c
 from . import outcomes
 from .ask import Ask
-from .envelope import CONFIRM, REPLACED, Envelope, decode, pack
+from .envelope import CONFIRM, PROBE, REPLACED, Envelope, decode, pack
 from .redis_link import RedisLink, Reply, Script
 from .sweeper import Sweeper
 
 # Names per call of the script: MGET takes two keys for each, and Lua unpacks some thousands.
 _BATCH: Final = 500
+# Bytes per call, unless one ask alone is larger: Redis drops whoever sends it too much at once.
+_BATCH_BYTES: Final = 4 << 20
 _MAX_ASKS: Final = 20_000
+_MAX_ASKED_BYTES: Final = 128 << 20
 
 # The longest that a worker takes to find out that Redis is back, and to enter its clients again.
 _RETURN_S: Final = 5.0
@@ -119,6 +122,7 @@ class Bus:
         timeout_s: how long a confirmation may take.
         on_ask: called with each ask that arrives.
         on_replaced: called with id and generation of a connection that has to give way.
+        on_probe: called with a probe that came back.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Bus:
         timeout_s: float,
         on_ask: Callable[[RemoteAsk], None],
         on_replaced: Callable[[bytes, int], None],
+        on_probe: Callable[[Envelope], None],
     ) -> None:
         self._link = link
         self._prefix = prefix.encode("ascii")
@@ -142,8 +147,11 @@ class Bus:
         self._timeout_s = timeout_s
         self._on_ask = on_ask
         self._on_replaced = on_replaced
+        self._on_probe = on_probe
         # Asks of this worker that are not confirmed yet, by number.
         self._asks: dict[int, Ask] = {}
+        # Bytes of their payloads.
+        self._asked_bytes = 0
         self.is_open = False
         """True while both connections to Redis are up; set through `open` and `close`."""
         # Until when an id that Redis does not know may be one that its worker has yet to enter.
@@ -183,7 +191,7 @@ class Bus:
 
     def forward(self, ask: Ask) -> None:
         """Hand an ask to the worker that holds its client; `ask.finish` is called in any case."""
-        if not self.is_open or len(self._asks) >= _MAX_ASKS:
+        if not self.is_open or len(self._asks) >= _MAX_ASKS or self._asked_bytes > _MAX_ASKED_BYTES:
             ask.finish(outcomes.UNAVAILABLE, b"")
             return
         own = 0
@@ -193,6 +201,7 @@ class Bus:
             self._number = own = number = self._number % 0xFFFFFFFF + 1
             source = self._worker
             self._asks[number] = ask
+            self._asked_bytes += len(ask.payload)
             self._deadlines.append((self._sweeper.now, number))
             self._slot[c.PUSHES_FORWARDED] += 1
         wire = pack(
@@ -222,8 +231,17 @@ class Bus:
         confirmations, self._confirmations = self._confirmations, {}
         for source, wires in confirmations.items():
             self._link.send(_ignore, b"PUBLISH", self._prefix + b"w:" + source, b"".join(wires))
-        for start in range(0, len(outgoing), _BATCH):
-            self._send(outgoing[start : start + _BATCH])
+        batch: list[_Outgoing] = []
+        size = 0
+        for entry in outgoing:
+            length = len(entry[2])
+            if batch and (len(batch) == _BATCH or size + length > _BATCH_BYTES):
+                self._send(batch)
+                batch, size = [], 0
+            batch.append(entry)
+            size += length
+        if batch:
+            self._send(batch)
 
     def _send(self, batch: list[_Outgoing]) -> None:
         arguments = [
@@ -241,17 +259,24 @@ class Bus:
                 if state != _SENT:
                     is_gone = state == _NOBODY and not is_doubtful
                     outcome = outcomes.NOT_FOUND if is_gone else outcomes.UNAVAILABLE
-                    if not own or self._asks.pop(own, None) is not None:
+                    if not own or self._settle(own) is not None:
                         ask.finish(outcome, b"")
 
         self._link.call(on_reply, _SEND, self._prefix, *arguments)
+
+    def _settle(self, number: int) -> Ask | None:
+        """Return an ask of this worker whose outcome is known; None if it was known before."""
+        ask = self._asks.pop(number, None)
+        if ask is not None:
+            self._asked_bytes -= len(ask.payload)
+        return ask
 
     def on_message(self, message: bytes) -> None:
         """Take one published message."""
         try:
             for envelope in decode(message):
                 if envelope.kind == CONFIRM:
-                    ask = self._asks.pop(envelope.ask, None)
+                    ask = self._settle(envelope.ask)
                     if ask is not None:
                         # Another version may know outcomes that this one does not.
                         known = envelope.code < len(outcomes.ANSWERS)
@@ -259,6 +284,8 @@ class Bus:
                         ask.finish(outcome, envelope.payload)
                 elif envelope.kind == REPLACED:
                     self._on_replaced(envelope.client_id, int(envelope.payload))
+                elif envelope.kind == PROBE:
+                    self._on_probe(envelope)
                 else:
                     self._on_ask(RemoteAsk(self, envelope))
         except ValueError as error:
@@ -269,7 +296,7 @@ class Bus:
         oldest = now - self._timeout_s
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] < oldest:
-            ask = self._asks.pop(deadlines.popleft()[1], None)
+            ask = self._settle(deadlines.popleft()[1])
             if ask is not None:
                 ask.finish(outcomes.TIMEOUT, b"")
 

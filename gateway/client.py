@@ -2,7 +2,7 @@
 
 The story of a packet: `data_received` takes the one whole frame that it nearly always is, or lets
 a `FrameReader` find out what it is; the session posts the message to the API; the API's reply comes
-back through `on_reply` and is written.
+back through `on_reply` and is written. How a client comes in stands in the admission module.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import structlog
 
 from . import counters as c
 from . import outcomes
+from .admission import MAX_EARLY_BYTES, Admission
 from .ask import Ask
 from .envelope import DESCRIBE, PUSH
-from .errors import ApiError, HandshakeError
+from .errors import ApiError
+from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from .frames import (
     PING_FRAME,
     TEXT,
@@ -28,10 +30,8 @@ from .frames import (
     decode_whole,
     is_utf8,
 )
-from .handshake import error_response, refusal
 from .http_wire import ReplyReader
 from .hub import Hub
-from .opening import Opening
 from .session import (
     ABNORMAL,
     ASKING,
@@ -41,19 +41,16 @@ from .session import (
     HANDSHAKE,
     NO_CLOSE_FRAME,
     OPEN,
-    Session,
+    WAITING,
 )
-from .upstream import CONNECT, DISCONNECT, MESSAGE, Exchange
 
-_MAX_EARLY_BYTES: Final = 65_536
-_HOLD_S: Final = 1.0
 _EVENTS_AT_ONCE: Final = 256
 _NEVER_S: Final = float("inf")
 
 _log = structlog.get_logger()
 
 
-class Client(Session, asyncio.Protocol):
+class Client(Admission, asyncio.Protocol):
     """Be the asyncio side of one connection on the client port.
 
     Args:
@@ -62,32 +59,15 @@ class Client(Session, asyncio.Protocol):
 
     # No __dict__: there is one of these per connection, and memory per connection is what limits
     # how many a machine can hold.
-    __slots__ = (
-        "_close_by",
-        "_heard_at",
-        "_hub",
-        "_opening",
-        "_pinged_at",
-        "_reader",
-        "_transport",
-        "subprotocol",
-    )
+    __slots__ = ("_heard_at", "_pinged_at", "_reader")
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
-        self._hub = hub
-        # None before connection_made and after connection_lost.
-        self._transport: asyncio.Transport | None = None
-        # None once the connection is open or refused.
-        self._opening: Opening | None = Opening(hub.serve_http is not None)
         # None while the stream is at a message boundary, as it is nearly always.
         self._reader: FrameReader | None = None
         self._heard_at = hub.sweeper.now
         # Time of the ping that is not answered yet, 0.0 when there is none. Any bytes answer it.
         self._pinged_at = 0.0
-        # Time at which the socket is dropped, 0.0 while there is none.
-        self._close_by = 0.0
-        self.subprotocol = b""
 
     # The socket.
 
@@ -121,7 +101,7 @@ class Client(Session, asyncio.Protocol):
                 self._read_frames(data)
         elif self._opening is not None:
             self._opening.early += data
-            if len(self._opening.early) > _MAX_EARLY_BYTES and self._transport is not None:
+            if len(self._opening.early) > MAX_EARLY_BYTES and self._transport is not None:
                 self._transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -145,6 +125,8 @@ class Client(Session, asyncio.Protocol):
                 elif isinstance(event, Closed):
                     self.end(event.code, event.reason)
         self._reader = None
+        if self.state == WAITING:
+            self._hub.gate.leave(self)
         self.end(ABNORMAL, NO_CLOSE_FRAME)
         if self.state == CLOSED:
             self._hub.live.discard(self)
@@ -231,123 +213,6 @@ class Client(Session, asyncio.Protocol):
             self._drop_after(self._hub.handshake_timeout_s)
         self.end(event.code, event.reason)
 
-    def _read_head(self, data: bytes) -> None:
-        opening = self._opening
-        if opening is None or opening.head is None:
-            return  # refused already: what still comes is not read
-        if opening.raw is not None:
-            opening.raw += data
-        head = opening.head
-        try:
-            if not head.feed(data):
-                return
-            if self._hub.serve_http is not None and not head.wants_websocket:
-                self._hand_over(opening)
-                return
-            opening.handshake = self._hub.policy.check(head, self._peer())
-        except HandshakeError as error:
-            self._refuse(error.status, str(error), error.header_lines)
-            return
-        opening.early += head.rest
-        opening.head = opening.raw = None
-        self._announce(opening.handshake.client_id)
-
-    def _hand_over(self, opening: Opening) -> None:
-        """Let the push side serve a plain HTTP request on this port (--single-port)."""
-        transport, self._transport = self._transport, None
-        assert transport is not None and opening.raw is not None
-        assert self._hub.serve_http is not None
-        self._opening = None
-        self._forget()
-        self._hub.serve_http(transport, bytes(opening.raw))
-
-    def _peer(self) -> str:
-        assert self._transport is not None
-        peer = self._transport.get_extra_info("peername")
-        return str(peer[0]) if peer else "0.0.0.0"  # noqa: S104  (gone already)
-
-    # The connect.
-
-    def _announce(self, client_id: bytes) -> None:
-        hub = self._hub
-        if hub.draining:
-            self._refuse(503, "the gateway is shutting down")
-            return
-        self.state = ASKING
-        self.client_id = client_id
-        hub.connecting[client_id] = self
-        hub.registry.announce(client_id, self)
-
-    def on_announced(self, generation: int | None = None) -> None:
-        """Take the birth time that Redis gave, or one of this host's while Redis is away."""
-        super().on_announced(generation or self._hub.next_generation())
-
-    def _ask(self) -> None:
-        hub = self._hub
-        assert self._opening is not None and self._opening.handshake is not None
-        handshake, client_id = self._opening.handshake, self.client_id
-        wire = hub.encoder.connect(
-            client_id,
-            handshake.query,
-            self.generation,
-            b"%b/%b" % (hub.push_url, client_id),
-            handshake.header_lines,
-        )
-        hub.upstream.submit(Exchange(self, CONNECT, wire))
-
-    def _abandon(self) -> None:
-        self._leave_connecting()
-        self._opening = None
-        self._forget()
-
-    def _judge(self, reply: ReplyReader) -> bool:
-        opening = self._opening
-        assert opening is not None and opening.handshake is not None
-        if reply.status != 200 or reply.body != b"ok":
-            self._turn_away(refusal(reply))
-            return False
-        try:
-            opening.response, self.subprotocol = self._hub.policy.accept(opening.handshake, reply)
-        except HandshakeError as error:
-            self._hub.complain("connect refused", self.client_id, str(error))
-            if not self.left:
-                self._send_refusal(error_response(error.status, f"{error}\n".encode()))
-            # The API has accepted; so it hears of the end like that of any other client.
-            self.left = True
-        return True
-
-    def _claim(self) -> None:
-        self._hub.registry.claim(self.client_id, self.generation, self)
-
-    def _take_over(self) -> None:
-        hub = self._hub
-        if hub.connecting.get(self.client_id) is self:
-            del hub.connecting[self.client_id]
-        previous = hub.clients.get(self.client_id)
-        if previous is not None and previous.generation > self.generation:
-            self.replaced = True
-            return
-        hub.clients[self.client_id] = self
-        if previous is not None:
-            previous.replace()
-
-    def _welcome(self) -> None:
-        opening, self._opening = self._opening, None
-        hub = self._hub
-        assert opening is not None and self._transport is not None
-        self._close_by = 0.0
-        self._transport.write(opening.response)
-        if hub.log_connections:
-            _log.debug("client connected", client=self.client_id.decode(), gen=self.generation)
-        for ask in opening.take_held():
-            ask.finish(*self.apply(ask))
-        if len(opening.early) > _MAX_EARLY_BYTES:
-            self._transport.resume_reading()
-        if opening.early:
-            self._read_frames(bytes(opening.early))
-        if hub.draining:
-            self.close(1001, "going away")
-
     def on_failure(self, exchange: Exchange, error: ApiError) -> None:
         """Log what the session cannot: which client's request failed, and why."""
         if exchange.event != CONNECT:
@@ -364,48 +229,7 @@ class Client(Session, asyncio.Protocol):
         what = "message" if exchange.event == MESSAGE else "disconnect"
         self._hub.complain(f"the API did not take a {what}", self.client_id, error)
 
-    def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
-        self._turn_away(error_response(status, f"{text}\n".encode(), b"", header_lines))
-
-    def _turn_away(self, response: bytes) -> None:
-        self._send_refusal(response)
-        if self.client_id:
-            self._leave_connecting()
-        self._opening = None
-        self._forget()
-
-    def _send_refusal(self, response: bytes) -> None:
-        self._hub.slot[c.HANDSHAKES_REFUSED] += 1
-        if self._transport is not None:
-            self._transport.write(response)
-            self._linger()
-
-    def _leave_connecting(self) -> None:
-        """Take the pending mark back, and send pushes that waited for it on their way."""
-        hub = self._hub
-        if hub.connecting.get(self.client_id) is self:
-            del hub.connecting[self.client_id]
-        hub.registry.withdraw(self.client_id, self.generation)
-        if self._opening is not None:
-            for ask in self._opening.take_held():
-                hub.reroute(ask)
-
     # What the push port asks.
-
-    def hold(self, ask: Ask) -> None:
-        """Keep an ask until the upgrade is finished."""
-        if self._opening is None:
-            ask.finish(outcomes.NOT_FOUND, b"")
-        elif self._opening.hold(ask):
-            self._hub.sweeper.schedule(_Patience(self, ask), _HOLD_S)
-
-    def hold_no_longer(self, ask: Ask) -> None:
-        """Send an ask on its way if the API is still deciding."""
-        opening = self._opening
-        if self.state == ASKING and opening is not None and ask in opening.held:
-            opening.held.remove(ask)
-            ask.waited = True
-            self._hub.reroute(ask)
 
     def apply(self, ask: Ask) -> tuple[int, bytes]:
         """Do what is asked of this client; return the outcome and a body of its own."""
@@ -413,6 +237,9 @@ class Client(Session, asyncio.Protocol):
             return outcomes.STALE, b""
         if self.state != OPEN:
             return outcomes.NOT_FOUND, b""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return outcomes.NOT_FOUND, b""  # what is written now goes nowhere
         if ask.kind == PUSH:
             return self.deliver(ask.code, ask.payload), b""
         if ask.kind == DESCRIBE:
@@ -437,6 +264,18 @@ class Client(Session, asyncio.Protocol):
         ).encode()
 
     # What the session wants done.
+
+    def _take_over(self) -> None:
+        hub = self._hub
+        if hub.connecting.get(self.client_id) is self:
+            del hub.connecting[self.client_id]
+        previous = hub.clients.get(self.client_id)
+        if previous is not None and previous.generation > self.generation:
+            self.replaced = True
+            return
+        hub.clients[self.client_id] = self
+        if previous is not None:
+            previous.replace()
 
     def _post(self, first_byte: int, payload: bytes) -> None:
         hub = self._hub
@@ -499,7 +338,7 @@ class Client(Session, asyncio.Protocol):
         if self._opening is not None:  # left before it was open
             self._leave_connecting()
             self._opening = None
-        hub.registry.release(self.client_id, self.generation, self)
+        hub.registry.release(self)
 
     def _report(self) -> None:
         hub = self._hub
@@ -513,6 +352,9 @@ class Client(Session, asyncio.Protocol):
             )
         wire = hub.encoder.disconnect(self.client_id, self.generation, self.close_code, reason)
         hub.upstream.submit(Exchange(self, DISCONNECT, wire))
+
+    def _settle(self) -> None:
+        self._hub.outbox.settle(self)
 
     def _forget(self) -> None:
         super()._forget()
@@ -536,6 +378,10 @@ class Client(Session, asyncio.Protocol):
                 return interval_s or hub.handshake_timeout_s  # it is the API that takes its time
             if now < self._close_by:
                 return min(self._close_by - now, interval_s or _NEVER_S)
+            if self.state == WAITING:
+                hub.slot[c.CONNECTS_OVERFLOWED] += 1
+                self.turn_back(1.0)
+                return hub.handshake_timeout_s
             self._transport.abort()
             return 0.0
         if self.state != OPEN or not interval_s:
@@ -553,22 +399,3 @@ class Client(Session, asyncio.Protocol):
         self._pinged_at = now
         self._write(PING_FRAME)
         return hub.ping_timeout_s
-
-
-class _Patience:
-    """Bound the time for which an ask is held.
-
-    An API may push to a client from the very handler that decides on its connect, and wait for
-    the outcome before it answers; it must not wait for itself.
-    """
-
-    __slots__ = ("_ask", "_client")
-
-    def __init__(self, client: Client, ask: Ask) -> None:
-        self._client = client
-        self._ask = ask
-
-    def on_tick(self, now: float) -> float:
-        """Let the ask go."""
-        self._client.hold_no_longer(self._ask)
-        return 0.0

@@ -6,15 +6,15 @@ Keys, all behind the prefix, beside those of the registry:
 
     a:<worker>    set of "<id> <generation>": connects that the API is being asked about
     w:<worker>    hash of id → generation: connections that are open
-    e:<worker>    hash of "<id> <generation>" → "<code> <reason>": connections that have ended and of
-                  which the worker tells the API itself
-    leases        sorted set of worker → time until which it counts as alive, in ms of Redis' clock;
-                  0 when it has ended
+    e:<worker>    hash of "<id> <generation>" → "<code> <reason>": connections that have ended and
+                  of which the worker tells the API itself
+    leases        sorted set of worker → time until which it counts as alive, in ms of Redis'
+                  clock; 0 when it has ended
     x:<worker>    hash of id → generation: connections that were given up for lost although, as it
                   turned out, their worker lived; it closes them when it comes back
-    disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers that
-                  died, and those that the API did not take at once; fields id, generation, code,
-                  reason
+    disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers
+                  that died, and those that the API did not take at once; fields id, generation,
+                  code, reason, and failures, the number of attempts, on one that was put back
     dropped       number of entries that fell off the stream because it had reached its bound
 
 A worker that dies leaves its three keys; a reaper moves them to the stream in one atomic step per
@@ -40,8 +40,9 @@ RENEW_EVERY_S: Final = 3.0
 WORKER_LOST: Final = "worker lost"
 """Reason that the API is told of a connection that ended with its worker; the code is 1006."""
 
-# Entries that one call of TAKE_OVER looks at in each of the three keys.
-_BATCH: Final = 500
+# Entries that one call of TAKE_OVER looks at in each of the three keys; Redis does nothing else for
+# 3 ms for that many.
+_BATCH: Final = 250
 # How long a worker that was given up for lost finds out about it.
 _GIVEN_UP_S: Final = 86_400
 
@@ -70,8 +71,8 @@ return redis.call('EXISTS', KEYS[1] .. 'x:' .. ARGV[1])
 """
 )
 
-# KEYS: prefix. ARGV: worker, id, generation, code, reason, bound of the stream. Leaves an end to the
-# reapers.
+# KEYS: prefix. ARGV: worker, id, generation, code, reason, bound of the stream. Leaves an end to
+# the reapers.
 PARK: Final = Script(
     "local prefix, bound = KEYS[1], tonumber(ARGV[6])"
     + _OWE
@@ -85,7 +86,9 @@ return 1
 # KEYS: prefix. ARGV: worker, bound of the stream, 1 if the worker is known to be dead, else its
 # lease decides. Moves a batch of what the worker left to the stream.
 # Returns how many were moved, how many were not because the client has reconnected, and whether
-# there may be more; or nil when the worker lives.
+# there is more; or nil when the worker lives, or another reaper has finished with it.
+# What is next is picked at random: a scan that begins anew with each batch finds less and less,
+# and in a large key nothing at all, because it has to pass the gaps that the batches before left.
 TAKE_OVER: Final = Script(
     "local prefix, worker, bound = KEYS[1], ARGV[1], tonumber(ARGV[2])"
     + _OWE
@@ -95,7 +98,7 @@ local batch, lost, given_up_s = {_BATCH}, '{WORKER_LOST}', {_GIVEN_UP_S}
     + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local lease = tonumber(redis.call('ZSCORE', prefix .. 'leases', worker) or 0)
+local lease = tonumber(redis.call('ZSCORE', prefix .. 'leases', worker) or now + 1)
 local is_dead = ARGV[3] == '1' or lease == 0
 if not is_dead and lease > now then return false end
 
@@ -103,8 +106,7 @@ local moved, reconnected = 0, 0
 local function is_back(id, generation)
   local value = redis.call('GET', prefix .. 'c:' .. id)
   if not value then return false end
-  local owner, born = string.match(value, '^(%S+) (%d+)$')
-  return owner ~= worker or tonumber(born) > tonumber(generation)
+  return tonumber(string.match(value, ' (%d+)$')) > tonumber(generation)
 end
 local function move(id, generation, code, reason)
   local key, value = prefix .. 'c:' .. id, worker .. ' ' .. generation
@@ -118,26 +120,29 @@ local function move(id, generation, code, reason)
   local pending = prefix .. 'p:' .. id
   if redis.call('GET', pending) == value then redis.call('DEL', pending) end
 end
+local function give_up(id, generation)
+  if is_dead then return end
+  redis.call('HSET', prefix .. 'x:' .. worker, id, generation)
+  redis.call('EXPIRE', prefix .. 'x:' .. worker, given_up_s)
+end
 
 local open = prefix .. 'w:' .. worker
-local entries = redis.call('HSCAN', open, 0, 'COUNT', batch)[2]
+local entries = redis.call('HRANDFIELD', open, batch, 'WITHVALUES')
 for i = 1, #entries, 2 do
   local id, generation = entries[i], entries[i + 1]
   move(id, generation, '1006', lost)
   redis.call('HDEL', open, id)
-  if not is_dead then
-    redis.call('HSET', prefix .. 'x:' .. worker, id, generation)
-    redis.call('EXPIRE', prefix .. 'x:' .. worker, given_up_s)
-  end
+  give_up(id, generation)
 end
 local asking = prefix .. 'a:' .. worker
-for _, entry in ipairs(redis.call('SSCAN', asking, 0, 'COUNT', batch)[2]) do
+for _, entry in ipairs(redis.call('SRANDMEMBER', asking, batch)) do
   local id, generation = string.match(entry, '^(%S+) (%d+)$')
   move(id, generation, '1006', lost)
   redis.call('SREM', asking, entry)
+  give_up(id, generation)
 end
 local ended = prefix .. 'e:' .. worker
-entries = redis.call('HSCAN', ended, 0, 'COUNT', batch)[2]
+entries = redis.call('HRANDFIELD', ended, batch, 'WITHVALUES')
 for i = 1, #entries, 2 do
   local id, generation = string.match(entries[i], '^(%S+) (%d+)$')
   local code, reason = string.match(entries[i + 1], '^(%d+) (.*)$')

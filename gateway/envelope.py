@@ -24,8 +24,10 @@ CONFIRM: Final = 4  # the outcome of an ask; code is the outcome, payload the bo
 # The id belongs to a newer connection now; the payload, the rest of the message, is the old one's
 # generation in decimal, which only the script that publishes it knows.
 REPLACED: Final = 5
+# For the sender itself, to see that it comes back; the generation is the time in µs.
+PROBE: Final = 6
 
-_KINDS: Final = range(PUSH, REPLACED + 1)
+_KINDS: Final = range(PUSH, PROBE + 1)
 
 
 class Envelope(NamedTuple):

@@ -43,13 +43,17 @@ class ApiError(GatewayError):
 
     Attributes:
         status: what a client is told whose connect depended on it.
+        header_lines: lines that this answer carries besides the usual ones, each with its CRLF.
     """
 
     status = 502
+    header_lines = b""
 
 
 class ApiUnreachable(ApiError):
-    """No connection to the API could be opened."""
+    """The API is away, or answers that it cannot keep up, and is not asked at the moment."""
+
+    header_lines = b"Retry-After: 1\r\n"
 
 
 class ApiDisconnected(ApiError):
@@ -64,6 +68,13 @@ class ApiTimeout(ApiError):
     """The API did not answer in time."""
 
     status = 504
+
+
+class ApiAbandoned(ApiError):
+    """The worker ends, so that nobody waits for the API's answer any longer."""
+
+    status = 503
+    header_lines = b"Retry-After: 1\r\n"
 
 
 class RedisUnavailable(GatewayError):

@@ -291,6 +291,9 @@ class HandshakePolicy:
         forwarded = peer.encode("ascii")
         if self._trusted:
             address = ipaddress.ip_address(peer)
+            # What an IPv6 wildcard socket calls a peer that speaks IPv4 (RFC 4291, 2.5.5.2).
+            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+                address = address.ipv4_mapped
             before = headers.get(b"x-forwarded-for")
             if before is not None and any(address in network for network in self._trusted):
                 forwarded = before + b", " + forwarded
@@ -340,6 +343,14 @@ def refusal(reply: ReplyReader) -> bytes:
         if name in _REFUSAL_HEADERS
     )
     return error_response(reply.status, reply.body, reply.content_type, lines)
+
+
+def allows_retry(reply: ReplyReader) -> bool:
+    """Tell whether the API can bear to get one of the client's messages twice."""
+    return any(
+        name == b"ws2api-retry" and value.strip().lower() == b"safe"
+        for name, value in reply.headers
+    )
 
 
 def error_response(

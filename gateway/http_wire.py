@@ -11,7 +11,6 @@ from .settings import ApiUrl
 MAX_REPLY_HEAD_BYTES: Final = 65_536
 
 _TEXT_TYPE: Final = b"text/plain; charset=utf-8"
-_FRAMING: Final = (b"content-length", b"transfer-encoding")
 _BINARY_TYPE: Final = b"application/octet-stream"
 
 
@@ -109,6 +108,7 @@ class ReplyReader:
         "content_type",
         "headers",
         "keep_alive",
+        "retry_after",
         "status",
         "want_headers",
     )
@@ -120,11 +120,13 @@ class ReplyReader:
         self.status = 0
         self.body = b""
         self.content_type = b""
+        self.retry_after = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.keep_alive = False
         self.complete = False
         # Whether the head of the reply has come.
         self._begun = False
+        # Whether the head tells where the body ends, other than by the end of the stream.
         self._framed = False
         # Bytes that were fed while it had not.
         self._fed_size = 0
@@ -175,6 +177,12 @@ class ReplyReader:
         """Tell whether the body goes to the client as text."""
         return not self.content_type.lower().startswith(_BINARY_TYPE)
 
+    @property
+    def retry_after_s(self) -> float:
+        """Return the pause that the reply asks for, 0 if none or as a date (RFC 9110, 10.2.3)."""
+        value = self.retry_after
+        return float(value) if value.isdigit() and len(value) < 10 else 0.0
+
     # Called by httptools.
 
     def on_message_begin(self) -> None:
@@ -182,7 +190,7 @@ class ReplyReader:
             raise ReplyTooLarge("bytes after the end of the reply")
         self.status = 0
         self._begun = False
-        self.body = self.content_type = b""
+        self.body = self.content_type = self.retry_after = b""
         self._more = None
         self._framed = False
         self._head_size = self._body_size = 0
@@ -196,11 +204,20 @@ class ReplyReader:
         self._head_size += length + len(value)
         if self._head_size > MAX_REPLY_HEAD_BYTES:
             raise ReplyTooLarge("reply head exceeds the limit")
-        if length == 12:
-            if name.lower() == b"content-type":
-                self.content_type = value
-        elif (length == 14 or length == 17) and name.lower() in _FRAMING:
-            self._framed = True
+        if length > 10:  # that is, in most replies, two headers of five
+            if length == 12:
+                if name.lower() == b"content-type":
+                    self.content_type = value
+            elif length == 14:
+                if name.lower() == b"content-length":
+                    self._framed = True
+            elif length == 17:
+                if name.lower() == b"transfer-encoding":
+                    # The last coding counts, also over several lines: another one than chunked
+                    # leaves it to the end of the stream to end the body (RFC 9112, 6.3).
+                    self._framed = value.rpartition(b",")[2].strip().lower() == b"chunked"
+            elif length == 11 and name.lower() == b"retry-after":
+                self.retry_after = value
         if self.want_headers:
             self.headers.append((name.lower(), value))
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from .ask import Ask
+from .gate import Gate
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
+from .outbox import Outbox
 from .registry import Registry
 from .sweeper import Sweeper
 from .upstream import Upstream
 
 if TYPE_CHECKING:
+    from .admission import Admission
     from .client import Client
 
 
@@ -34,6 +37,8 @@ class Hub:
     sweeper: Sweeper
     upstream: Upstream
     registry: Registry
+    outbox: Outbox
+    gate: Gate
     encoder: RequestEncoder
     policy: HandshakePolicy
     push_url: bytes
@@ -53,10 +58,13 @@ class Hub:
     """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
     call_soon: Callable[[Callable[[], None]], object]
     log_connections: bool
-    draining: bool = False
+    refusing: bool = False
+    """True when the worker is about to end, so that nobody can come in any more."""
+    farewell: tuple[int, str] | None = None
+    """Code and reason with which everybody has to go who still comes in; None while they stay."""
     clients: dict[bytes, Client] = field(default_factory=dict)
     """Open clients by id."""
-    connecting: dict[bytes, Client] = field(default_factory=dict)
+    connecting: dict[bytes, Admission] = field(default_factory=dict)
     """Clients whose connect is being decided, the newest of each id."""
     live: set[Client] = field(default_factory=set)
     """Every client whose socket is open, or whom the API has not heard the last of."""

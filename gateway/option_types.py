@@ -7,7 +7,7 @@ import re
 import socket
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import NoDecode
@@ -17,6 +17,7 @@ DAY_S = 86_400.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
 _DURATION_UNITS_S = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
+_REDIS_OPTIONS = ("db", "ssl_ca_certs", "ssl_cert_reqs")
 _OWN_HEADERS = frozenset(
     {
         "connection",
@@ -184,6 +185,11 @@ def _check_redis(value: str) -> str:
     # The value is not repeated: it may hold a password.
     if value != "embedded" and not re.match(r"(redis|rediss|unix)://.", value):
         raise ValueError("expected embedded, or a URL with redis://, rediss:// or unix://")
+    # The workers' own client knows these; another would be heeded at the start and then forgotten.
+    for name in parse_qs(urlsplit(value).query, keep_blank_values=True):
+        if name not in _REDIS_OPTIONS:
+            known = ", ".join(_REDIS_OPTIONS)
+            raise ValueError(f"the URL's option {name} is not known; known are {known}")
     return value
 
 

@@ -276,6 +276,7 @@ class PushConnection(asyncio.Protocol):
             self._refuse(outcomes.TOO_LARGE, b"")
         elif (
             self._expects_continue
+            and not self._pending  # the answers to those come first; the client goes on by itself
             and self._transport is not None
             and self._parser.get_http_version() == "1.1"
         ):

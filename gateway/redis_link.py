@@ -13,7 +13,7 @@ import hashlib
 import random
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -30,6 +30,7 @@ _CONNECT_TIMEOUT_S: Final = 5.0
 _MIN_BACKOFF_S: Final = 0.05
 _MAX_BACKOFF_S: Final = 2.0
 _MAX_UNANSWERED: Final = 100_000
+_SCAN_BATCH: Final = 500
 
 _NOT_ENOUGH: Final = object()
 
@@ -118,6 +119,11 @@ class RedisLink(asyncio.Protocol):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    def reset(self) -> None:
+        """Drop the connection, so that a new one takes its place."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def send(self, callback: Callback, *command: Argument) -> None:
         """Send one command; its reply, or an exception, goes to `callback`.
 
@@ -134,12 +140,14 @@ class RedisLink(asyncio.Protocol):
         self.send(callback, b"EVALSHA", script.digest, 1, *arguments)
 
     def _append(self, callback: Callback, command: tuple[Argument, ...]) -> None:
+        # First, so that a command that cannot be packed leaves no callback waiting for a reply.
+        wire = hiredis.pack_command(command)  # type: ignore[arg-type]  # the stub forgets the ellipsis
         if not self._waiting:
             self._heard_at = self._sweeper.now
         self._waiting.append(callback)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # the stub forgets the ellipsis
+        self._outgoing.append(wire)
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
@@ -296,6 +304,23 @@ class RedisLink(asyncio.Protocol):
             raise RedisUnavailable("Redis is away")
         self._append(settle, command)
         return await future
+
+
+async def scan(link: RedisLink, command: bytes, key: bytes) -> AsyncIterator[list[bytes]]:
+    """Yield what a key holds, in batches.
+
+    Args:
+        command: HSCAN or SSCAN.
+
+    Raises:
+        RedisUnavailable: if the connection is lost meanwhile.
+    """
+    cursor = b"0"
+    while True:
+        cursor, entries = await link.ask(command, key, cursor, b"COUNT", _SCAN_BATCH)
+        yield entries
+        if cursor == b"0":
+            return
 
 
 def _ignore(reply: Reply) -> None:

@@ -5,7 +5,10 @@ Keys, all behind the prefix:
     c:<id>        "<worker> <generation>" of the open connection
     p:<id>        the same of a connect that is being decided, so that a push that the API makes
                   before the upgrade is finished finds the worker that will hold the client
-    w:<worker>    hash of the worker's ids and their generations, for listing and for clearing up
+    w:<worker>    hash of the worker's ids and their generations, for listing and for reaping
+
+Beside them stand the keys of the disconnects module, which see to it that the API hears of every
+end; the scripts here change them in the same atomic step.
 
 The youngest generation wins, wherever and in whatever order the claims are made; a release takes
 only its own generation away. Generations are Redis' own time, so that hosts with different clocks
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from .envelope import REPLACED, Envelope, encode
-from .redis_link import RedisLink, Reply, Script
+from .redis_link import RedisLink, Reply, Script, scan
 
 _PENDING_MARGIN_S: Final = 30
 _BATCH: Final = 500
@@ -35,6 +38,7 @@ for _, value in ipairs(redis.call('MGET', KEYS[1] .. 'c:' .. ARGV[1], pending)) 
 end
 local generation = string.format('%.0f', born)
 redis.call('SET', pending, ARGV[2] .. ' ' .. generation, 'PX', ARGV[3])
+redis.call('SADD', KEYS[1] .. 'a:' .. ARGV[2], ARGV[1] .. ' ' .. generation)
 return generation
 """
 )
@@ -57,6 +61,7 @@ for i = 2, #ARGV, 3 do
   end
   local pending = prefix .. 'p:' .. id
   if redis.call('GET', pending) == value then redis.call('DEL', pending) end
+  redis.call('SREM', prefix .. 'a:' .. worker, id .. ' ' .. generation)
   if owner and tonumber(born) > tonumber(generation) then
     held[#held + 1] = before
   else
@@ -75,47 +80,35 @@ return held
 """
 )
 
-# KEYS: prefix. ARGV: worker, id, generation.
-# Returns 0 when another connection holds the id, else 1.
+# KEYS: prefix. ARGV: worker, id, generation, close code or 0, reason. With a close code the end is
+# one that the API must hear of.
+# Returns 0 when another connection holds the id, so that nothing is owed, else 1.
 _RELEASE: Final = Script(
     """
 local prefix, worker, id, generation = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local hash, key = prefix .. 'w:' .. worker, prefix .. 'c:' .. id
 if redis.call('HGET', hash, id) == generation then redis.call('HDEL', hash, id) end
 local value = redis.call('GET', key)
-if not value then return 1 end
-if value ~= worker .. ' ' .. generation then return 0 end
-redis.call('DEL', key)
+if value and value ~= worker .. ' ' .. generation then return 0 end
+if value then redis.call('DEL', key) end
+if ARGV[4] ~= '0' then
+  redis.call('HSET', prefix .. 'e:' .. worker, id .. ' ' .. generation, ARGV[4] .. ' ' .. ARGV[5])
+end
 return 1
 """
 )
 
-# KEYS: prefix. ARGV: value, id. Takes a pending mark away if it is still this connect's.
+# KEYS: prefix. ARGV: worker, id, generation. Takes back the mark of a connect that came to nothing.
 _WITHDRAW: Final = Script(
     """
 local key = KEYS[1] .. 'p:' .. ARGV[2]
-if redis.call('GET', key) == ARGV[1] then return redis.call('DEL', key) end
+redis.call('SREM', KEYS[1] .. 'a:' .. ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+if redis.call('GET', key) == ARGV[1] .. ' ' .. ARGV[3] then return redis.call('DEL', key) end
 return 0
 """
 )
 
-# KEYS: prefix. ARGV: worker that is dead. Clears up to 1000 of its entries; returns how many
-# are left.
-_CLEAR: Final = Script(
-    """
-local prefix, worker = KEYS[1], ARGV[1]
-local hash = prefix .. 'w:' .. worker
-local entries = redis.call('HSCAN', hash, 0, 'COUNT', 1000)[2]
-for i = 1, #entries, 2 do
-  local key = prefix .. 'c:' .. entries[i]
-  if redis.call('GET', key) == worker .. ' ' .. entries[i + 1] then redis.call('DEL', key) end
-  redis.call('HDEL', hash, entries[i])
-end
-return redis.call('HLEN', hash)
-"""
-)
-
-SCRIPTS: Final = (_ANNOUNCE, _CLAIM, _RELEASE, _WITHDRAW, _CLEAR)
+SCRIPTS: Final = (_ANNOUNCE, _CLAIM, _RELEASE, _WITHDRAW)
 
 
 class Claimant(Protocol):
@@ -123,6 +116,8 @@ class Claimant(Protocol):
 
     client_id: bytes
     generation: int
+    close_code: int
+    close_reason: str | None
 
     def on_announced(self, generation: int | None) -> None:
         """Learn that the connect is marked, and its generation; None while Redis is away."""
@@ -178,10 +173,11 @@ class Registry:
             b"PX",
             self._pending_ms,
         )
+        self._link.send(_ignore, b"SADD", self._asking, b"%b %d" % (client_id, generation))
 
     def withdraw(self, client_id: bytes, generation: int) -> None:
         """Take the mark away again: the connect came to nothing."""
-        self._call(_ignore, _WITHDRAW, b"%b %d" % (self._worker, generation), client_id)
+        self._call(_ignore, _WITHDRAW, self._worker, client_id, generation)
 
     def claim(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
         """Hold an id from now on; a connection of it elsewhere is told that it is replaced."""
@@ -225,16 +221,31 @@ class Registry:
         """Return what the script completes with the generation that has to give way."""
         return encode(Envelope(REPLACED, 0, b"", client_id, 0, 0, b""))
 
-    def release(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
-        """Give an id up, unless a newer connection has it by now."""
+    def release(self, claimant: Claimant) -> None:
+        """Give the id of an ended connection up, unless a newer one has it by now.
+
+        From here on Redis knows that the API must hear of the end; `claimant.on_released` follows.
+        """
 
         def on_reply(reply: Reply) -> None:
             claimant.on_released(isinstance(reply, Exception) or reply == 1)
 
-        self._call(on_reply, _RELEASE, self._worker, client_id, generation)
+        self._call(
+            on_reply,
+            _RELEASE,
+            self._worker,
+            claimant.client_id,
+            claimant.generation,
+            claimant.close_code,
+            (claimant.close_reason or "").encode(),
+        )
+
+    # Redis is back.
 
     async def restore(
-        self, clients: Mapping[bytes, Claimant], connecting: Mapping[bytes, Claimant]
+        self,
+        clients: Mapping[bytes, Claimant],
+        connecting: Mapping[bytes, Claimant],
     ) -> None:
         """Make Redis agree with this worker after it was away.
 
@@ -243,29 +254,25 @@ class Registry:
         Raises:
             RedisUnavailable: if Redis is lost again.
         """
-        cursor = b"0"
-        while True:
-            cursor, entries = await self._link.ask(
-                b"HSCAN", self._prefix + b"w:" + self._worker, cursor, b"COUNT", _BATCH
-            )
+        async for entries in scan(self._link, b"HSCAN", self._prefix + b"w:" + self._worker):
             for client_id, generation in zip(entries[::2], entries[1::2], strict=True):
                 client = clients.get(client_id)
                 if client is None or client.generation != int(generation):
-                    self._call(_ignore, _RELEASE, self._worker, client_id, generation)
-            if cursor == b"0":
-                break
+                    self._call(_ignore, _RELEASE, self._worker, client_id, generation, 0, b"")
+        async for marks in scan(self._link, b"SSCAN", self._asking):
+            for mark in marks:
+                client_id, _, generation = mark.partition(b" ")
+                client = connecting.get(client_id)
+                if client is None or client.generation != int(generation):
+                    self._call(_ignore, _WITHDRAW, self._worker, client_id, int(generation))
         self.claim_again(list(clients.values()))
         for claimant in connecting.values():
             if claimant.generation:
                 self._mark_again(claimant.client_id, claimant.generation)
 
-    async def clear(self, worker: str) -> None:
-        """Remove the entries of a worker that is dead."""
-        left = 1
-        while left:
-            left = await self._link.ask(
-                b"EVALSHA", _CLEAR.digest, 1, self._prefix, worker.encode("ascii")
-            )
+    @property
+    def _asking(self) -> bytes:
+        return self._prefix + b"a:" + self._worker
 
     def _call(self, callback: Callable[[Any], None], script: Script, *rest: bytes | int) -> None:
         self._link.call(callback, script, self._prefix, *rest)

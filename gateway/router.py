@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from . import outcomes
+from .admission import Admission
 from .ask import Ask
 from .bus import Bus, RemoteAsk
 from .client import Client
@@ -22,7 +23,9 @@ class Router:
         connecting: clients whose connect is being decided, by id.
     """
 
-    def __init__(self, clients: Mapping[bytes, Client], connecting: Mapping[bytes, Client]) -> None:
+    def __init__(
+        self, clients: Mapping[bytes, Client], connecting: Mapping[bytes, Admission]
+    ) -> None:
         self._clients = clients
         self._connecting = connecting
         self.bus: Bus | None = None
@@ -68,7 +71,6 @@ class Router:
 
     def replace(self, client_id: bytes, generation: int) -> None:
         """Close the connection that has to give way, if it is still here."""
-        for clients in (self._clients, self._connecting):
-            client = clients.get(client_id)
+        for client in (self._clients.get(client_id), self._connecting.get(client_id)):
             if client is not None and client.generation == generation:
                 client.replace()

@@ -1,12 +1,12 @@
 """Live one client's life as a state machine: events in, actions out. Pure: it knows no socket.
 
-    HANDSHAKE → ASKING → CLAIMING → OPEN → CLOSING → REPORTING → CLOSED
+    HANDSHAKE → WAITING → ASKING → CLAIMING → OPEN → CLOSING → REPORTING → CLOSED
 
-HANDSHAKE reads the request, ASKING waits for the API's answer to it, CLAIMING for the registry to
-know the id; OPEN passes messages on; CLOSING sends what was received before the end; REPORTING
-waits until the API has heard of the end; CLOSED owes nothing to anybody. The socket may end at any
-point and is the subclass's affair: `Client` carries the actions out, a recording subclass in the
-tests notes them.
+HANDSHAKE reads the request, WAITING is there while too many others are being decided, ASKING waits
+for the API's answer, CLAIMING for the registry to know the id; OPEN passes messages on; CLOSING
+sends what was received before the end; REPORTING waits until the API has heard of the end; CLOSED
+owes nothing to anybody. The socket may end at any point and is the subclass's affair: `Client`
+carries the actions out, a recording subclass in the tests notes them.
 
 The order of one client's messages is kept here: at most `max_in_flight` are under way to the API,
 the next wait in a bounded queue, and beyond it the socket is not read.
@@ -20,22 +20,25 @@ from typing import Final, Protocol
 from . import counters as c
 from . import outcomes
 from .errors import ApiError
+from .exchange import CONNECT, MESSAGE, Exchange
 from .frames import BINARY, TEXT, encode, is_utf8
 from .http_wire import ReplyReader
-from .upstream import CONNECT, MESSAGE, Exchange
 
 HANDSHAKE: Final = 0
-ASKING: Final = 1
-CLAIMING: Final = 2
-OPEN: Final = 3
-CLOSING: Final = 4
-REPORTING: Final = 5
-CLOSED: Final = 6
+WAITING: Final = 1
+ASKING: Final = 2
+CLAIMING: Final = 3
+OPEN: Final = 4
+CLOSING: Final = 5
+REPORTING: Final = 6
+CLOSED: Final = 7
 
 # The reason that the API gets when a connection ended without a close frame.
 NO_CLOSE_FRAME: Final = "EOF"
 ABNORMAL: Final = 1006
+GOING_AWAY: Final = 1001
 REPLACED_CODE: Final = 4008
+SERVICE_RESTART: Final = 1012  # IANA's WebSocket Close Code Number Registry
 
 
 class Limits(Protocol):
@@ -66,6 +69,7 @@ class Session:
         "in_flight",
         "left",
         "replaced",
+        "retry_safe",
         "sequence",
         "state",
         "writable",
@@ -90,7 +94,9 @@ class Session:
         self.left = False
         """True when the socket ended before the API had answered the connect."""
         self.replaced = False
-        """True when the id belongs to a newer connection, so that the API gets no DELETE."""
+        """True when the API gets no DELETE: the id belongs to a newer connection, or it had one."""
+        self.retry_safe = False
+        """True when the API allows a message to be sent again that it may have seen already."""
         self._released = False
         self.close_code = 0
         self.close_reason: str | None = None
@@ -153,6 +159,10 @@ class Session:
         """Send the DELETE to the API."""
         raise NotImplementedError
 
+    def _settle(self) -> None:
+        """Note that the API has heard of the end."""
+        raise NotImplementedError
+
     # Events of the connect.
 
     def on_announced(self, generation: int | None = None) -> None:
@@ -187,7 +197,7 @@ class Session:
         else:
             self._welcome()
             if self.replaced:
-                self.close(REPLACED_CODE, "replaced")
+                self.close(*(self._farewell or (REPLACED_CODE, "replaced")))
 
     # Events of the API.
 
@@ -207,7 +217,12 @@ class Session:
             self.state = CLAIMING
             self._claim()
         else:
+            self._settle()
             self._forget()
+
+    def on_parked(self, exchange: Exchange) -> None:
+        """Have done: others will tell the API of the end."""
+        self._forget()
 
     def on_failure(self, exchange: Exchange, error: ApiError) -> None:
         """Go on without the API's answer."""
@@ -276,6 +291,11 @@ class Session:
         """Count the messages that wait for their turn."""
         return len(self._queue) if self._queue else 0
 
+    @property
+    def is_leaving(self) -> bool:
+        """Tell whether the connection ends as soon as nothing is under way."""
+        return self._farewell is not None
+
     def _proceed(self) -> None:
         """Send what waited for the exchange that has just ended."""
         queue = self._queue
@@ -324,12 +344,12 @@ class Session:
         elif self.state == ASKING or self.state == CLAIMING:
             # The API may say ok yet: then it must hear of the end, too.
             self.left = True
-        elif self.state == HANDSHAKE:
+        elif self.state < ASKING:
             self.state = CLOSED
 
     def _set_end(self, code: int, reason: str) -> None:
         self.state = CLOSING
-        self.close_code = code
+        self.close_code = int(code)  # the frame layer's are of an enumeration
         self.close_reason = reason
 
     def close(self, code: int, reason: str) -> None:
@@ -356,6 +376,21 @@ class Session:
         """Give way to a newer connection of the same client."""
         self.replaced = True
         self.close(REPLACED_CODE, "replaced")  # while still claiming: as soon as it is open
+
+    @property
+    def is_owed(self) -> bool:
+        """Tell whether the API has yet to hear of the end, as Redis knows."""
+        if self.state == CLOSING:
+            return self._released and not self.replaced
+        return self.state == REPORTING
+
+    def give_up(self) -> None:
+        """End a connection of whose loss the API was told already, so that it is lost indeed."""
+        if self.state == ASKING or self.state == CLAIMING:
+            self._farewell = SERVICE_RESTART, "service restart"
+        if self.state <= OPEN:
+            self.replaced = True
+            self.close(SERVICE_RESTART, "service restart")
 
     def on_released(self, owned: bool) -> None:
         """Learn that the id is out of the registry.

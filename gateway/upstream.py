@@ -1,155 +1,53 @@
-"""Keep HTTP/1.1 connections to the API: pool, queue, deadlines, retries.
+"""Send requests to the API, in turn, as fast as it takes them.
 
-A request is an `Exchange`. It takes an idle connection, the one used last, or waits in one queue
-for the next that is free, while further connections are opened up to the limit. `submit` never
-calls its owner back before it returns.
+A request is an `Exchange`. It takes an idle connection, the one used last, or waits in line for the
+next that is free, while further connections are opened up to the limit. What the API does not take
+is tried again where the contract says so.
+
+A breaker watches the answers. While it is not closed no connection counts as idle, so that every
+request comes by `_pump`, which sends as many as the breaker lets go; connects are turned away.
+
+`submit` calls no owner back before it returns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import heapq
-import random
 import ssl
-from collections import deque
-from typing import Final, Protocol, cast
+from collections.abc import Callable
+from typing import Final
 
-import httptools
 import structlog
 
 from . import counters as c
-from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout, ApiUnreachable
-from .http_wire import ReplyReader, ReplyTooLarge
+from .api_connection import ApiConnection
+from .breaker import CLOSED, OPEN, Breaker
+from .connection_pool import ConnectionPool
+from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout
+from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
+from .http_wire import ReplyReader
+from .line import Line
 from .settings import Settings
 from .sweeper import Sweeper
 
-CONNECT: Final = 0
-MESSAGE: Final = 1
-DISCONNECT: Final = 2
-
-# Below the keep-alive timeouts of common servers (nginx 75 s, Node 5 s is met by the retry).
-_IDLE_LIMIT_S: Final = 50.0
-_MAX_CONNECTING: Final = 128
-_EXPIRE_QUEUE_EVERY_S: Final = 0.3
-_MIN_BACKOFF_S: Final = 0.1
-_MAX_BACKOFF_S: Final = 2.0
-_MAX_DISCONNECT_BACKOFF_S: Final = 30.0
-_MAX_UNSENT_DISCONNECTS: Final = 200_000
+# Attempts that follow each other at once while connections turn out to have been closed.
+_QUICK_ATTEMPTS: Final = 4
+_MOST_DISCONNECTS: Final = 32
+# A tick that is so late was held up, and the answers lie unread in the sockets.
+_STANDSTILL_S: Final = 1.0
 
 _log = structlog.get_logger()
 
 
-class Owner(Protocol):
-    """Wait for the outcome of an exchange; exactly one of the two is called, once."""
-
-    def on_reply(self, exchange: Exchange, reply: ReplyReader) -> None:
-        """Take the API's answer; `reply` is valid during the call only."""
-
-    def on_failure(self, exchange: Exchange, error: ApiError) -> None:
-        """Learn that no usable answer will come."""
-
-
-class Exchange:
-    """Stand for one request to the API until its outcome is known."""
-
-    __slots__ = ("attempts", "event", "owner", "started", "wire")
-
-    def __init__(self, owner: Owner, event: int, wire: bytes) -> None:
-        self.owner = owner
-        self.event = event
-        self.wire = wire
-        self.started = 0.0
-        self.attempts = 0
-
-
-class ApiConnection(asyncio.Protocol):
-    """Carry one exchange at a time over one connection to the API."""
-
-    def __init__(self, pool: Upstream, max_reply_size: int) -> None:
-        self._pool = pool
-        self._reply = ReplyReader(max_reply_size)
-        self.transport: asyncio.Transport | None = None
-        self.exchange: Exchange | None = None
-        self.sent_at = 0.0
-        """Clock at which the exchange was sent, or at which the connection fell idle."""
-        self.served = 0
-        self.was_idle = False
-        """Whether the connection has ever waited for something to do."""
-        self._answered = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join the pool."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-
-    def send(self, exchange: Exchange, now: float) -> None:
-        """Write the request of an exchange; no other may be under way."""
-        assert self.transport is not None
-        self.exchange = exchange
-        self.sent_at = now
-        self._answered = False
-        self._reply.expect(want_headers=exchange.event == CONNECT)
-        exchange.attempts += 1
-        self.transport.write(exchange.wire)
-
-    def data_received(self, data: bytes) -> None:
-        """Read the reply and hand it on when it is whole."""
-        exchange = self.exchange
-        if exchange is None:
-            self.abort()  # bytes that nobody asked for
-            return
-        self._answered = True
-        reply = self._reply
-        try:
-            reply.feed(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, ReplyTooLarge) as error:
-            if not reply.complete:
-                self.exchange = None
-                self.abort()
-                self._pool.on_invalid_reply(exchange, error)
-                return
-            reply.keep_alive = False
-        if reply.complete:
-            self.exchange = None
-            self.served += 1
-            self._pool.on_reply(self, exchange, reply)
-            reply.drop_body()
-
-    def eof_received(self) -> bool:
-        """Take a reply that is framed by the end of the stream; close."""
-        exchange = self.exchange
-        if exchange is not None and self._reply.feed_eof():
-            self.exchange = None
-            self._pool.on_reply(self, exchange, self._reply)
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Leave the pool; an exchange under way fails or is tried again."""
-        exchange, self.exchange = self.exchange, None
-        # A server may close an idle connection in the very moment in which it is used again
-        # (RFC 9112, 9.3.1): nothing of the answer was seen, so nothing was lost by it.
-        closed_while_idle = (self.was_idle or self.served > 0) and not self._answered
-        self._reply.close()
-        self._pool.on_connection_lost(self, exchange, closed_while_idle)
-
-    def abort(self) -> None:
-        """Drop the connection at once."""
-        if self.transport is not None:
-            self.transport.abort()
-
-    def close(self) -> None:
-        """Close the connection after what is still to be written."""
-        if self.transport is not None:
-            self.transport.close()
-
-
 class Upstream:
-    """Send exchanges to the API over a bounded set of keep-alive connections.
+    """Be the API to a worker.
 
     Args:
-        settings: the options; limits over all workers are divided by their number.
+        settings: the options.
         slot: the worker's counters.
         tls: context for an https API, None for http.
+        park: leaves a disconnect to Redis; True when Redis took it, and then its owner is told by
+            `on_parked`. None when there is nobody to take it.
     """
 
     def __init__(
@@ -159,284 +57,276 @@ class Upstream:
         sweeper: Sweeper,
         loop: asyncio.AbstractEventLoop,
         tls: ssl.SSLContext | None,
+        park: Callable[[Exchange], bool] | None = None,
     ) -> None:
         self._api = settings.api
         self._timeout_s = settings.api_timeout
-        self._connect_timeout_s = min(settings.api_connect_timeout, settings.api_timeout)
-        self._max_connections = max(1, settings.api_max_connections // settings.workers)
-        self._max_idle = settings.api_max_idle // settings.workers
-        self._max_reply_size = int(settings.max_message_size)
         self._slot = slot
         self._sweeper = sweeper
         self._loop = loop
-        self._tls = tls
-        self._connections: set[ApiConnection] = set()
-        self._idle: list[ApiConnection] = []
-        self._queue: deque[Exchange] = deque()
-        self._connecting: set[asyncio.Task[None]] = set()
-        # (due, number, exchange) of what waits for its next attempt; the number breaks ties.
-        self._retries: list[tuple[float, int, Exchange]] = []
-        self._retry_number = 0
-        self._unsent_disconnects = 0
-        # Failures to connect in a row, and until when no connection is tried for waiting messages.
-        self._connect_failures = 0
-        self._connect_not_before = 0.0
-        self._closing = False
-        self._expire_queue_at = 0.0
+        reply_limit = int(settings.max_message_size)
+        self._pool = ConnectionPool(
+            settings,
+            slot,
+            sweeper,
+            loop,
+            tls,
+            lambda: ApiConnection(self, reply_limit),
+            self._on_open,
+            self._on_dial_failed,
+        )
+        # The pool's own list, and its limit; empty while the breaker is not closed.
+        self._idle = self._pool.idle
+        self._max_idle = self._pool.max_idle
+        most_disconnects = max(1, min(_MOST_DISCONNECTS, self._pool.limit // 4))
+        self._line = Line(slot, settings.api_timeout, most_disconnects, park, loop.call_soon)
+        # The line's own: connects and messages, and disconnects.
+        self._queue = self._line.queue
+        self._leaving = self._line.departures.waiting
+        self._breaker = Breaker(self._pool.limit)
+        # Whether the breaker is not closed, and since when.
+        self._is_away = False
+        self._away_since = 0.0
+        # Whether a good answer would be news to it.
+        self._is_doubtful = False
+        self._is_ending = False
+        self._ticked_at = sweeper.now
         sweeper.every_tick(self._on_tick)
 
     def __repr__(self) -> str:
+        pool = self._pool
         return (
-            f"<Upstream {self._api} connections={len(self._connections)} idle={len(self._idle)}"
-            f" connecting={len(self._connecting)} queued={len(self._queue)}"
-            f" retries={len(self._retries)}>"
+            f"<Upstream {self._api} connections={len(pool.members)} idle={len(pool.free)}"
+            f" connecting={pool.opening} {self._line!r} {self._breaker!r}>"
         )
-
-    @property
-    def unfinished(self) -> int:
-        """Count the exchanges whose outcome is not known yet."""
-        busy = len(self._connections) - len(self._idle)
-        return busy + len(self._queue) + len(self._retries)
 
     def submit(self, exchange: Exchange) -> None:
         """Send a request as soon as a connection is free."""
         self._slot[c.REQUESTS_STARTED] += 1
         exchange.started = now = self._sweeper.now
-        if self._idle:
+        if self._idle and exchange.event != DISCONNECT:
             self._idle.pop().send(exchange, now)
             return
-        self._queue.append(exchange)
-        if now >= self._connect_not_before or exchange.event == CONNECT:
-            self._connect_more()
+        self._wait(exchange, now)
 
-    # Outcomes, called by the connections.
+    def park_all(self) -> int:
+        """Leave every disconnect to Redis that is not under way: there is no time for more.
+
+        Returns:
+            how many Redis did not take; they wait as before.
+        """
+        return self._line.departures.park_all()
+
+    async def close(self) -> None:
+        """Drop every connection; what has no outcome by now is parked, or fails."""
+        self._is_ending = True
+        under_way = [each.exchange for each in self._pool.members if each.exchange is not None]
+        self._pool.close()
+        self._queue.extendleft(reversed(under_way))
+        self._line.give_up()
+        self._line.fail_now()
+
+    # Answers, as the connections report them.
 
     def on_reply(self, connection: ApiConnection, exchange: Exchange, reply: ReplyReader) -> None:
-        """Reuse the connection and pass the answer on, or try again where the contract says so."""
-        self._connect_failures = 0
-        if reply.keep_alive and not self._closing:
+        """Reuse the connection and pass the answer on."""
+        status = reply.status
+        if exchange.event != MESSAGE or status == 503 or self._is_doubtful:
+            self._on_notable_reply(connection, exchange, reply)
+            return
+        if reply.keep_alive:
             self._release(connection)
         else:
-            connection.close()
-            self._discard(connection)
-        status = reply.status
-        if exchange.event == MESSAGE:
-            if status == 503 and self._retry_later(exchange):
-                return
-            ok = status == 200 or status == 204
-        elif exchange.event == DISCONNECT:
-            ok = 200 <= status < 300
-            if not ok and self._retry_later(exchange):
-                return
-        else:
-            ok = status == 200
+            self._pool.drop(connection)
+        ok = status == 200 or status == 204
         self._slot[c.REQUESTS_SUCCEEDED if ok else c.REQUESTS_FAILED] += 1
         exchange.owner.on_reply(exchange, reply)
 
-    def on_invalid_reply(self, exchange: Exchange, error: Exception) -> None:
+    def _on_notable_reply(
+        self, connection: ApiConnection, exchange: Exchange, reply: ReplyReader
+    ) -> None:
+        """Do the same when the breaker wants to know, or the request may go again."""
+        now, status, event = self._sweeper.now, reply.status, exchange.event
+        if status == 503:
+            self._learn_of_failure(connection.sent_at, "status 503", reply.retry_after_s)
+        else:
+            self._learn_of_success(connection.sent_at)
+        ok = status == 200 or (event == MESSAGE and status == 204)
+        goes_again = False
+        if event == DISCONNECT:
+            ok = 200 <= status < 300
+            goes_again = not ok
+            self._line.departures.on_answer(exchange, now, taken=ok)
+        if reply.keep_alive:
+            self._keep(connection, now)
+        else:
+            self._pool.drop(connection)
+            self._pump(now)
+        if event == MESSAGE and status == 503:
+            goes_again = self._line.retry_later(exchange, now)
+        if not goes_again:
+            self._slot[c.REQUESTS_SUCCEEDED if ok else c.REQUESTS_FAILED] += 1
+            exchange.owner.on_reply(exchange, reply)
+
+    def on_invalid_reply(
+        self, connection: ApiConnection, exchange: Exchange, error: Exception
+    ) -> None:
         """Count an answer that is no HTTP or exceeds a limit; it may have been acted on."""
         self._slot[c.API_REPLIES_INVALID] += 1
+        self._breaker.on_nothing(connection.sent_at)
         cause = error.__context__ or error
-        if exchange.event == DISCONNECT and self._retry_later(exchange):
-            return
-        self._fail(exchange, ApiReplyInvalid(f"the API's reply cannot be used: {cause}"))
+        text = f"the API's reply cannot be used: {cause}"
+        self._retry_or_fail(exchange, ApiReplyInvalid(text), was_seen=True)
 
     def on_connection_lost(
         self, connection: ApiConnection, exchange: Exchange | None, closed_while_idle: bool
     ) -> None:
         """Forget a connection; try its exchange again where that is safe."""
-        self._discard(connection)
+        self._pool.discard(connection)
         if exchange is not None:
-            if closed_while_idle and exchange.attempts < 4 and not self._closing:
-                self._slot[c.REQUESTS_RETRIED] += 1
-                self._queue.appendleft(exchange)
-            elif not (exchange.event == DISCONNECT and self._retry_later(exchange)):
-                self._fail(exchange, ApiDisconnected("the API closed the connection"))
-        if self._queue:
-            self._connect_more()
+            if closed_while_idle:
+                self._breaker.on_nothing(connection.sent_at)
+                self._pool.drop_aside()  # they have been idle for longer
+            else:
+                self._learn_of_failure(connection.sent_at, "closed without an answer")
+            if closed_while_idle and exchange.attempts < _QUICK_ATTEMPTS:
+                self._line.put_back(exchange)
+            else:
+                error = ApiDisconnected("the API closed the connection")
+                self._retry_or_fail(exchange, error, was_seen=not closed_while_idle)
+        self._pump(self._sweeper.now)
 
-    def _fail(self, exchange: Exchange, error: ApiError) -> None:
-        self._slot[c.REQUESTS_FAILED] += 1
-        exchange.owner.on_failure(exchange, error)
-
-    def _retry_later(self, exchange: Exchange) -> bool:
-        """Put an exchange aside for another attempt; tell whether there will be one."""
+    def _retry_or_fail(self, exchange: Exchange, error: ApiError, *, was_seen: bool) -> None:
+        """Send it again later where that does no harm."""
         now = self._sweeper.now
         if exchange.event == DISCONNECT:
-            if len(self._retries) >= _MAX_UNSENT_DISCONNECTS:
-                return False
-            limit_s = _MAX_DISCONNECT_BACKOFF_S
+            self._line.departures.on_answer(exchange, now, taken=False)
+        elif not (
+            exchange.event == MESSAGE
+            and (exchange.owner.retry_safe or not was_seen)
+            and self._line.retry_later(exchange, now)
+        ):
+            self._line.fail(exchange, error)
+
+    # The line.
+
+    def _wait(self, exchange: Exchange, now: float) -> None:
+        """Get in line, or be turned away."""
+        if exchange.event == CONNECT and self._turns_away(now):
+            self._line.turn_away(exchange)
+            return
+        self._line.append(exchange)
+        if self._is_ending:
+            self._loop.call_soon(self._line.give_up)
         else:
-            limit_s = _MAX_BACKOFF_S
-        delay_s = _backoff(exchange.attempts, limit_s)
-        if exchange.event != DISCONNECT and now + delay_s >= exchange.started + self._timeout_s:
-            return False
-        self._slot[c.REQUESTS_RETRIED] += 1
-        self._retry_number += 1
-        heapq.heappush(self._retries, (now + delay_s, self._retry_number, exchange))
-        return True
+            self._pump(now)
+
+    def _turns_away(self, now: float) -> bool:
+        """Tell whether a connect cannot go; one may, to find out whether the API is back."""
+        room = self._breaker.room(now)
+        return not self._breaker.is_proven and room <= len(self._queue) + self._pool.opening
+
+    def _pump(self, now: float) -> None:
+        """Send what waits on the connections that are free, and open more for the rest."""
+        if not self._queue and not self._leaving:
+            return
+        room = self._breaker.room(now)
+        free = self._pool.free
+        while room > 0 and free:
+            exchange = self._line.next()
+            if exchange is None:
+                return
+            self._breaker.admit()
+            free.pop().send(exchange, now)
+            room -= 1
+        self._pool.open(min(room, self._line.ready))
 
     # Connections.
 
     def _release(self, connection: ApiConnection) -> None:
-        """Give a free connection to the next in the queue, or keep it idle."""
+        """Give a free connection to the next in line, or keep it idle."""
         now = self._sweeper.now
-        if self._queue:
-            connection.send(self._queue.popleft(), now)
+        if self._queue or self._leaving:
+            self._keep(connection, now)
         elif len(self._idle) < self._max_idle:
             connection.sent_at = now
-            connection.was_idle = True
             self._idle.append(connection)
         else:
-            connection.close()
-            self._discard(connection)
+            self._pool.drop(connection)
 
-    def _discard(self, connection: ApiConnection) -> None:
-        if connection in self._connections:
-            self._connections.remove(connection)
-            self._slot[c.API_CONNECTIONS] = len(self._connections)
-            with contextlib.suppress(ValueError):
-                self._idle.remove(connection)
+    def _keep(self, connection: ApiConnection, now: float) -> None:
+        """Do the same whatever the breaker says."""
+        connection.sent_at = now
+        self._pool.free.append(connection)
+        self._pump(now)
+        self._pool.trim()
 
-    def _connect_more(self) -> None:
-        """Open as many connections as there are requests waiting, within the limits."""
-        if self._closing:
+    def _on_open(self, connection: ApiConnection) -> None:
+        self._keep(connection, self._sweeper.now)
+        connection.was_idle = connection.exchange is None
+
+    def _on_dial_failed(self, error: Exception, began_at: float) -> None:
+        breaker, pool = self._breaker, self._pool
+        # An API that is just coming back may want no more connections than it has.
+        if not (pool.members and breaker.state != CLOSED and breaker.is_proven):
+            self._learn_of_failure(began_at, str(error) or type(error).__name__)
+        if not pool.members and not pool.opening:
+            self._line.turn_away_connects()
+
+    # The breaker.
+
+    def _learn_of_success(self, sent_at: float) -> None:
+        waits = bool(self._queue or self._leaving)
+        self._breaker.on_success(self._sweeper.now, sent_at, something_waits=waits)
+        self._follow_breaker("")
+
+    def _learn_of_failure(self, sent_at: float, cause: str, retry_after_s: float = 0.0) -> None:
+        was_open = self._breaker.state == OPEN
+        self._breaker.on_failure(self._sweeper.now, sent_at, retry_after_s)
+        self._follow_breaker(cause)
+        if self._breaker.state == OPEN and not was_open:
+            self._line.turn_away_connects()
+
+    def _follow_breaker(self, cause: str) -> None:
+        """Act on a change; `cause` is the last failure."""
+        breaker, now = self._breaker, self._sweeper.now
+        self._is_doubtful = not breaker.is_calm
+        is_away = breaker.state != CLOSED
+        if is_away == self._is_away:
             return
-        room = self._max_connections - len(self._connections) - len(self._connecting)
-        wanted = min(len(self._queue), _MAX_CONNECTING) - len(self._connecting)
-        for _ in range(min(room, wanted)):
-            task = self._loop.create_task(self._connect())
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
-
-    async def _connect(self) -> None:
-        connection = ApiConnection(self, self._max_reply_size)
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._loop.create_connection(
-                    lambda: connection,
-                    self._api.host,
-                    self._api.port,
-                    ssl=self._tls,
-                    server_hostname=self._api.host if self._tls else None,
-                )
-        except (OSError, TimeoutError, ValueError) as error:  # ValueError: a name that is none
-            self._forget_task()
-            if connection.transport is not None:
-                connection.transport.abort()
-            self._on_connect_failed(error)
-            return
-        self._forget_task()
-        self._connections.add(connection)
-        self._slot[c.API_CONNECTIONS] = len(self._connections)
-        self._connect_failures = 0
-        self._connect_not_before = 0.0
-        assert connection.transport is not None
-        if connection.transport.is_closing():
-            self._discard(connection)
+        self._is_away = is_away
+        if is_away:
+            self._away_since = now
+            self._pool.set_aside()
+            self._slot[c.BREAKER_OPENED] += 1
+            _log.warning("API unavailable, requests wait", api=str(self._api), error=cause)
         else:
-            self._release(connection)
-
-    def _forget_task(self) -> None:
-        """Let what is submitted from here on not count on this attempt any more."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._connecting.discard(task)
-
-    def _on_connect_failed(self, error: Exception) -> None:
-        """Fail the connects that wait, and let messages and disconnects wait for the next try."""
-        self._connect_failures += 1
-        self._connect_not_before = self._sweeper.now + _backoff(
-            self._connect_failures, _MAX_BACKOFF_S
-        )
-        text = str(error) or type(error).__name__
-        if self._connect_failures == 1 or self._connect_failures % 100 == 0:
-            _log.warning("API unreachable", api=str(self._api), error=text)
-        if self._connections:
-            return  # the busy ones will come to serve the queue
-        waiting, self._queue = self._queue, deque()
-        for exchange in waiting:
-            if exchange.event == CONNECT:
-                self._fail(exchange, ApiUnreachable("the API is unreachable"))
-            else:
-                self._queue.append(exchange)
-        if self._queue:
-            self._slot[c.REQUESTS_RETRIED] += 1
+            self._pool.take_back()
+            away_s = round(now - self._away_since, 1)
+            _log.info("API available again", api=str(self._api), away_s=away_s)
 
     # Deadlines.
 
     def _on_tick(self, now: float) -> None:
-        self._slot[c.API_QUEUE] = len(self._queue)
-        self._expire_queue(now)
-        self._expire_busy(now)
-        while self._retries and self._retries[0][0] <= now:
-            exchange = heapq.heappop(self._retries)[2]
-            if self._idle:
-                self._idle.pop().send(exchange, now)
-            else:
-                self._queue.append(exchange)
-        while self._idle and self._idle[0].sent_at + _IDLE_LIMIT_S < now:
-            connection = self._idle.pop(0)
-            connection.close()
-            self._discard(connection)
-        if self._queue and now >= self._connect_not_before:
-            self._connect_more()
+        if now - self._ticked_at <= _STANDSTILL_S:
+            self._expire_under_way(now)
+            self._line.expire(now, api_is_away=self._is_doubtful)
+        self._ticked_at = now
+        self._line.on_tick(now, api_is_away=self._is_away)
+        self._pool.close_old(now)
+        self._pump(now)
+        if self._is_away:
+            self._breaker.room(now)  # so that the gauge shows when a pause is over
+        self._slot[c.BREAKER_STATE] = self._breaker.state
 
-    def _expire_queue(self, now: float) -> None:
-        """Fail what has waited too long for a connection; disconnects wait as long as it takes."""
-        if not self._queue or now < self._expire_queue_at:
-            return
-        # What was put off comes back behind younger ones, so the whole queue is looked at.
-        self._expire_queue_at = now + _EXPIRE_QUEUE_EVERY_S
-        oldest = now - self._timeout_s
-        waiting, self._queue = self._queue, deque()
-        disconnects = 0
-        expired: list[Exchange] = []
-        for exchange in waiting:
-            is_disconnect = exchange.event == DISCONNECT
-            disconnects += is_disconnect
-            if is_disconnect:
-                is_late = disconnects > _MAX_UNSENT_DISCONNECTS
-            else:
-                is_late = exchange.started < oldest
-            (expired if is_late else self._queue).append(exchange)
-        error = ApiUnreachable if self._connect_failures else ApiTimeout
-        for exchange in expired:
-            self._fail(exchange, error("no connection to the API was free in time"))
-
-    def _expire_busy(self, now: float) -> None:
-        oldest = now - self._timeout_s
-        late = [
-            connection
-            for connection in self._connections
-            if connection.exchange is not None
-            and (
-                connection.sent_at < oldest
-                or (
-                    connection.exchange.event != DISCONNECT and connection.exchange.started < oldest
-                )
-            )
-        ]
-        for connection in late:
+    def _expire_under_way(self, now: float) -> None:
+        for connection in self._pool.late(now - self._timeout_s):
             exchange, connection.exchange = connection.exchange, None
-            connection.abort()
-            self._discard(connection)
             assert exchange is not None
-            if not (exchange.event == DISCONNECT and self._retry_later(exchange)):
-                self._fail(exchange, ApiTimeout("the API did not answer in time"))
-
-    async def close(self) -> None:
-        """Drop every connection; what is under way is forgotten."""
-        self._closing = True
-        self._queue.clear()
-        for task in list(self._connecting):
-            task.cancel()
-        for connection in list(self._connections):
-            connection.exchange = None
             connection.abort()
-
-
-def _backoff(attempt: int, limit_s: float) -> float:
-    """Return a delay that doubles with each attempt, between half and the whole of it at random."""
-    whole_s = min(limit_s, _MIN_BACKOFF_S * 2.0 ** min(attempt - 1, 16))
-    return whole_s * (0.5 + random.random() / 2)
+            self._pool.discard(connection)
+            self._breaker.on_nothing(connection.sent_at)
+            if exchange.event == DISCONNECT:
+                self._line.departures.on_answer(exchange, now, taken=False)
+            else:
+                self._line.fail_soon(exchange, ApiTimeout("the API did not answer in time"))

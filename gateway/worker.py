@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,19 +19,27 @@ import uvloop
 
 from . import bus as bus_module
 from . import counters as c
+from . import disconnects
 from . import registry as registry_module
+from .admission import Admission
 from .bus import Bus
 from .client import Client
 from .counters import Counters
+from .drain import Drain
+from .envelope import Envelope
 from .errors import RedisUnavailable
+from .exchange import Exchange
+from .gate import Gate
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
 from .hub import Hub
+from .lease import Lease
+from .outbox import Outbox
+from .probe import Probe
 from .push import PushConnection, PushHub
 from .redis_link import RedisLink
 from .registry import Registry
 from .router import Router
-from .session import ASKING, CLOSED
 from .settings import Settings
 from .sweeper import Sweeper
 from .upstream import Upstream
@@ -40,11 +47,6 @@ from .upstream import Upstream
 _BACKLOG: Final = 4096
 _REDIS_START_S: Final = 5.0
 _POLL_S: Final = 0.02
-# Of the shutdown time, what is kept for closing sockets and Redis after the last DELETE.
-_CLOSING_SHARE: Final = 0.2
-_CLOSING_LIMIT_S: Final = 1.0
-# And how long the API's answers to messages under way are waited for, before clients are closed.
-_PATIENCE_SHARE: Final = 0.4
 
 _TOTALS: Final = (
     ("connections_opened", c.CONNECTIONS_OPENED),
@@ -63,6 +65,8 @@ class Assignment:
 
     index: int
     """Number of its slot, from 0."""
+    bank: int
+    """Which bank of the slot's counters it writes."""
     incarnation: str
     """Unique id of this process: supervisor, slot, and number of the fork."""
     client_socket: socket.socket
@@ -86,8 +90,8 @@ def run(settings: Settings, assignment: Assignment) -> int:
 async def _serve(settings: Settings, assignment: Assignment) -> int:
     worker = Worker(settings, assignment, asyncio.get_running_loop())
     await worker.start()
-    await worker.drain_requested.wait()
-    return await worker.drain()
+    await worker.ending.wait()
+    return await worker.end()
 
 
 class Worker:
@@ -100,26 +104,30 @@ class Worker:
         self._assignment = assignment
         self._loop = loop
         self._log = _log.bind(worker=assignment.index)
-        self._slot = slot = assignment.counters.slot(assignment.index)
-        self.drain_requested = asyncio.Event()
+        self._slot = slot = assignment.counters.bank(assignment.index, assignment.bank)
+        self.ending = asyncio.Event()
+        """Set when the worker was told to end."""
+        self._retiring = False
         self._parent = os.getppid()
         self._servers: list[asyncio.AbstractServer] = []
         self._restoring: asyncio.Task[None] | None = None
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
         self._sweeper = Sweeper(loop)
-        self._upstream = Upstream(settings, slot, self._sweeper, loop, _api_tls(settings))
+        self._upstream = Upstream(
+            settings, slot, self._sweeper, loop, _api_tls(settings), park=self._park
+        )
         clients: dict[bytes, Client] = {}
-        connecting: dict[bytes, Client] = {}
+        connecting: dict[bytes, Admission] = {}
         self._router = Router(clients, connecting)
         self._commands = RedisLink(
             assignment.redis_url,
             f"ws2api-{assignment.index}-commands",
             loop,
             self._sweeper,
+            self._on_commands_up,
             self._on_redis_change,
-            self._on_redis_change,
-            scripts=(*registry_module.SCRIPTS, *bus_module.SCRIPTS),
+            scripts=(*registry_module.SCRIPTS, *disconnects.SCRIPTS, *bus_module.SCRIPTS),
         )
         self._bus = Bus(
             self._commands,
@@ -131,6 +139,7 @@ class Worker:
             settings.push_timeout,
             self._router.route_remote,
             self._router.replace,
+            self._on_probe,
         )
         self._router.bus = self._bus
         self._subscription = RedisLink(
@@ -144,6 +153,24 @@ class Worker:
         )
         self._registry = Registry(
             self._commands, settings.redis_prefix, assignment.incarnation, settings.api_timeout
+        )
+        self._outbox = Outbox(
+            self._commands,
+            settings.redis_prefix,
+            assignment.incarnation,
+            settings.max_pending_disconnects,
+            loop.call_soon,
+        )
+        self._lease = Lease(
+            self._commands,
+            settings.redis_prefix,
+            assignment.incarnation,
+            (clients, connecting),
+            loop,
+            self._sweeper,
+        )
+        self._probe = Probe(
+            self._commands, self._bus.channel, slot, self._sweeper, self._subscription.reset
         )
         token = settings.push_token
         self._push_hub = PushHub(
@@ -160,6 +187,8 @@ class Worker:
             sweeper=self._sweeper,
             upstream=self._upstream,
             registry=self._registry,
+            outbox=self._outbox,
+            gate=Gate(settings.max_connecting, settings.handshake_timeout, slot, self._sweeper),
             encoder=RequestEncoder(settings.api),
             policy=HandshakePolicy(settings),
             push_url=assignment.push_url.encode("ascii"),
@@ -179,6 +208,15 @@ class Worker:
             clients=clients,
             connecting=connecting,
         )
+        self._drain = Drain(
+            self._hub,
+            self._upstream,
+            self._outbox,
+            self._lease,
+            loop,
+            settings.shutdown_timeout,
+            settings.drain_seconds,
+        )
 
     # Start.
 
@@ -188,7 +226,8 @@ class Worker:
         slot[c.PID] = os.getpid()
         slot[c.STARTED_S] = int(time.time())
         slot[c.STATE] = c.STATE_STARTING
-        self._loop.add_signal_handler(signal.SIGTERM, self.drain_requested.set)
+        self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._on_retire)
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
         self._sweeper.every_tick(self._hub.drop_slow)
@@ -235,6 +274,10 @@ class Worker:
 
     # Redis.
 
+    def _on_commands_up(self) -> None:
+        self._lease.renew()  # before anything that a reaper could take for a dead worker's
+        self._on_redis_change()
+
     def _on_subscription_up(self) -> None:
         self._subscription.send(self._on_subscribed, b"SUBSCRIBE", self._bus.channel)
 
@@ -254,60 +297,76 @@ class Worker:
         self._slot[c.REDIS_UP] = int(is_up)
         if not is_up:
             self._bus.close()
+            self._probe.close()
             return
         is_late = self._slot[c.STATE] >= c.STATE_SERVING
         self._bus.open(returned=is_late)
-        if is_late:
-            self._slot[c.REDIS_RECONNECTS] += 1
-            self._log.info("Redis is back", clients=len(self._hub.clients))
+        self._probe.open()
+        if not is_late:
+            return
+        self._slot[c.REDIS_RECONNECTS] += 1
+        self._log.info("Redis is back", clients=len(self._hub.clients))
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = self._loop.create_task(self._restore())
 
+    def _on_probe(self, envelope: Envelope) -> None:
+        self._probe.on_probe(envelope)
+
     async def _restore(self) -> None:
         """Make Redis agree with this worker; when it is lost again, its next return does it."""
-        name, _, number = self._assignment.incarnation.rpartition("-")
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
-            for predecessor in range(int(number)):
-                await self._registry.clear(f"{name}-{predecessor}")
+            # Those that were given up for lost must not be entered again.
+            await self._lease.check()
             await self._registry.restore(self._hub.clients, self._hub.connecting)
+            await self._outbox.restore(self._owed)
+
+    def _owed(self) -> list[Client]:
+        """List the connections that have ended and of which the API has yet to hear."""
+        return [client for client in self._hub.live if client.is_owed]
+
+    def _park(self, exchange: Exchange) -> bool:
+        """Leave the DELETE of a client to the reapers."""
+        client = exchange.owner
+        assert isinstance(client, Client)
+        return self._outbox.park(client)
 
     # Stop.
 
-    async def drain(self) -> int:
+    def _on_retire(self) -> None:
+        self._retiring = True
+        self.ending.set()
+
+    def _on_stop(self) -> None:
+        self._drain.stop()
+        self.ending.set()
+
+    async def end(self) -> int:
         """Stop accepting, let what is in flight finish, tell clients and API, end.
 
         Returns:
-            0, or 1 when the time ran out before the API had heard of every end.
+            0, or 1 when there are ends of which nobody will tell the API.
         """
         hub = self._hub
-        total_s = self._settings.shutdown_timeout
-        closing_s = min(_CLOSING_LIMIT_S, total_s * _CLOSING_SHARE)
-        patience_s = total_s * _PATIENCE_SHARE
-        deadline = self._loop.time() + total_s - 2 * closing_s
         self._slot[c.STATE] = c.STATE_DRAINING
-        self._log.info("worker drains", clients=len(hub.clients))
+        self._log.info(
+            "worker retires" if self._retiring else "worker stops", clients=len(hub.live)
+        )
         self._servers.pop().close()
-        if os.getppid() != self._parent:  # a new supervisor may want the ports at once
-            while self._servers:
-                self._servers.pop().close()
-        hub.draining = True
-        for client in list(hub.clients.values()):
-            client.drain(1001, "going away")
-        await self._wait_until(lambda: not hub.clients, self._loop.time() + patience_s)
-        for client in list(hub.clients.values()):
-            client.close(1001, "going away")
-        await self._wait_until(lambda: not self._unreported, deadline)
-        if unreported := self._unreported:
+        # A replacement takes the pushes, or a new supervisor may want the ports at once.
+        if self._retiring or os.getppid() != self._parent:
+            self._close_servers()
+        if self._retiring:
+            await self._drain.retire()
+        unreported = await self._drain.finish(retiring=self._retiring)
+        if unreported:
             self._log.error("the API did not hear of every disconnect", missing=unreported)
-        for server in self._servers:
-            server.close()
+        self._close_servers()
         for connection in list(self._push_hub.connections):
             connection.close_when_idle()
-        await self._wait_until(
-            lambda: not hub.live and not self._push_hub.connections,
-            self._loop.time() + closing_s,
-        )
+        deadline = self._loop.time() + self._drain.closing_s
+        while (hub.live or self._push_hub.connections) and self._loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
         for client in list(hub.live):
             client.abort()
         for connection in list(self._push_hub.connections):
@@ -318,14 +377,9 @@ class Worker:
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0
 
-    @property
-    def _unreported(self) -> int:
-        """Count the clients of whom the API has yet to hear."""
-        return sum(ASKING <= client.state < CLOSED for client in self._hub.live)
-
-    async def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
-        while not done() and self._loop.time() < deadline:
-            await asyncio.sleep(_POLL_S)
+    def _close_servers(self) -> None:
+        while self._servers:
+            self._servers.pop().close()
 
 
 def _api_tls(settings: Settings) -> ssl.SSLContext | None:

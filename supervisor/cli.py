@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,10 +19,13 @@ from ws2api.gateway.counters import Counters
 from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, load
 
 from . import admin, listeners, process
+from .configuration import Configuration, check_authorities
 from .embedded import EmbeddedServer, find_server
 from .errors import EXIT_GAVE_UP, EXIT_OK, EXIT_USAGE, GaveUpError, StartError
 from .listeners import Listeners
-from .tree import Parts, Tree
+from .notify import Notifier
+from .parts import Parts
+from .tree import Tree
 
 _REDIS_TIMEOUT_S: Final = 3.0
 _EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
@@ -34,11 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; None for sys.argv.
     """
+    read = partial(load, list(sys.argv[1:] if arguments is None else arguments))
     try:
-        settings = load(sys.argv[1:] if arguments is None else arguments)
+        settings = read()
         logs.configure(settings.log_level, settings.log_format)
         process.raise_file_limit()
-        return _check(settings) if settings.check else _serve(settings)
+        return _check(settings) if settings.check else _serve(Configuration(settings, read))
     except (SettingsError, StartError) as error:
         _complain(error)
         return EXIT_USAGE
@@ -55,7 +59,7 @@ def _complain(error: Exception) -> None:
 
 def _check(settings: Settings) -> int:
     """Try everything that a start needs, and start nothing."""
-    _check_authorities(settings)
+    check_authorities(settings)
     redis = _try_redis(settings)
     bound = listeners.bind(settings)
     bound.close()
@@ -67,33 +71,35 @@ def _check(settings: Settings) -> int:
     return EXIT_OK
 
 
-def _serve(settings: Settings) -> int:
-    _check_authorities(settings)
+def _serve(configuration: Configuration) -> int:
+    settings = configuration.settings
+    check_authorities(settings)
     redis = _try_redis(settings)
     with contextlib.closing(listeners.bind(settings)) as bound:
         server = EmbeddedServer(find_server()) if settings.redis == "embedded" else None
         if server is not None:
             redis = f"embedded ({server.url})"
-        parts = _compose(settings, bound, server, redis)
-        return Tree(parts, shutdown_timeout_s=settings.shutdown_timeout).run()
+        return Tree(_compose(configuration, bound, server, redis)).run()
 
 
 def _compose(
-    settings: Settings, bound: Listeners, server: EmbeddedServer | None, redis: str
+    configuration: Configuration, bound: Listeners, server: EmbeddedServer | None, redis: str
 ) -> Parts:
     """Say what each child does. Everything that they import is imported here, before the fork."""
     from ws2api.gateway.worker import Assignment, run
 
+    settings = configuration.settings  # of the start; a child takes those in force when it begins
     counters = Counters(settings.workers)
     redis_url = server.url if server is not None else settings.redis
     started_s = time.time()
 
-    def run_worker(index: int, incarnation: str) -> int:
+    def run_worker(index: int, bank: int, incarnation: str) -> int:
         own = bound.keep_slot(index)
         return run(
-            settings,
+            configuration.settings,
             Assignment(
                 index=index,
+                bank=bank,
                 incarnation=incarnation,
                 client_socket=own.client,
                 push_socket=own.push,
@@ -104,11 +110,27 @@ def _compose(
             ),
         )
 
-    def run_admin() -> int:
-        return admin.run(bound.keep_admin(), counters, redis_url, started_s)
+    def run_admin(instance: str) -> int:
+        return admin.run(
+            bound.keep_admin(),
+            counters,
+            redis_url,
+            started_s,
+            configuration.settings,
+            instance,
+        )
 
     announce = partial(_announce, settings, bound, redis)
-    return Parts(counters, run_worker, run_admin, server, announce, bound.close_clients)
+    return Parts(
+        counters,
+        configuration,
+        run_worker,
+        run_admin,
+        server,
+        announce,
+        stop_listening=bound.close_clients,
+        notifier=Notifier(os.environ),
+    )
 
 
 def _announce(settings: Settings, bound: Listeners, redis: str) -> None:
@@ -126,17 +148,6 @@ def _announce(settings: Settings, bound: Listeners, redis: str) -> None:
         # One write, so that no line of a worker's log can land between.
         sys.stdout.write("".join(f"{line}\n" for line in lines))
         sys.stdout.flush()
-
-
-def _check_authorities(settings: Settings) -> None:
-    if settings.api_ca is None:
-        return
-    try:
-        ssl.create_default_context(cafile=str(settings.api_ca))
-    except ssl.SSLError:  # an OSError too, but its number is none of the system's
-        raise StartError(f"api-ca: no PEM certificates in {settings.api_ca}") from None
-    except OSError as error:
-        raise StartError(f"api-ca: cannot read {settings.api_ca}: {error.strerror}") from None
 
 
 def _try_redis(settings: Settings) -> str:

@@ -13,14 +13,13 @@ from ws2api.gateway import counters as c
 
 PREFIX: Final = "ws2api_"
 
-Slot = memoryview  # of 64-bit integers, see counters.py
-SlotValue = Callable[[Slot], int]
+Bank = memoryview  # of 64-bit integers, see counters.py
 
 _FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
 
 class CountersCollector(Collector):
-    """Read every worker's slot when Prometheus asks.
+    """Read every worker's banks, and the reaper's row, when Prometheus asks.
 
     Args:
         counters: the shared mapping.
@@ -32,17 +31,21 @@ class CountersCollector(Collector):
         self._started_s = started_s
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families, each with a sample per worker."""
+        """Yield the families, those of workers with a sample per worker."""
+        counters = self._counters
         yield from self._declared()
-        yield self._per_worker("connections_open", "WebSockets that are open.", connections_open)
+        yield from self._reaper()
+        yield self._per_worker(
+            "connections_open", "WebSockets that are open.", counters.connections_open
+        )
         yield self._per_worker(
             "worker_start_time_seconds",
             "Unix time at which the worker started; 0 before its first start.",
-            lambda slot: slot[c.STARTED_S],
+            lambda worker: counters.current(worker)[c.STARTED_S],
         )
-        serving = sum(serves(self._counters.slot(w)) for w in range(self._counters.workers))
+        serving = sum(serves(counters.current(worker)) for worker in range(counters.workers))
         yield _gauge("workers_serving", "Workers that accept connections.", serving)
-        yield _gauge("workers", "Workers that there should be.", self._counters.workers)
+        yield _gauge("workers", "Workers that there should be.", counters.workers)
         yield _gauge(
             "start_time_seconds", "Unix time at which the supervisor started.", self._started_s
         )
@@ -58,16 +61,20 @@ class CountersCollector(Collector):
             labels = ["worker", *first.labels]
             family = _FAMILIES[first.kind](PREFIX + name, first.help, labels=labels)
             for worker in range(self._counters.workers):
-                slot = self._counters.slot(worker)
                 for index in indexes:
                     values = [str(worker), *c.METRICS[index].labels.values()]
-                    family.add_metric(values, slot[index])
+                    family.add_metric(values, self._counters.value(worker, index))
             yield family
 
-    def _per_worker(self, name: str, help: str, value: SlotValue) -> Metric:
+    def _reaper(self) -> Iterator[Metric]:
+        """Yield what the admin process counts; there is one of it, so no label."""
+        for metric, value in zip(c.REAPER_METRICS, self._counters.reaper, strict=True):
+            yield _FAMILIES[metric.kind](PREFIX + metric.name, metric.help, value=value)
+
+    def _per_worker(self, name: str, help: str, value: Callable[[int], int]) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, help, labels=["worker"])
         for worker in range(self._counters.workers):
-            family.add_metric([str(worker)], value(self._counters.slot(worker)))
+            family.add_metric([str(worker)], value(worker))
         return family
 
 
@@ -75,17 +82,9 @@ def _gauge(name: str, help: str, value: float) -> Metric:
     return GaugeMetricFamily(PREFIX + name, help, value=value)
 
 
-def connections_open(slot: Slot) -> int:
-    """Count a worker's open connections."""
-    # In this order, because the worker goes on counting meanwhile: read the other way round, a
-    # connection could have closed that had not been seen to open.
-    closed = slot[c.CONNECTIONS_CLOSED]
-    return slot[c.CONNECTIONS_OPENED] - closed
-
-
-def serves(slot: Slot) -> bool:
+def serves(bank: Bank) -> bool:
     """Tell whether a worker accepts connections, by its own account."""
-    return slot[c.STATE] == c.STATE_SERVING
+    return bank[c.STATE] == c.STATE_SERVING
 
 
 def create_registry(counters: c.Counters, started_s: float) -> CollectorRegistry:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 _HANDLED: Final = (signal.SIGTERM, signal.SIGCHLD)
 _FROM_THE_TERMINAL: Final = (signal.SIGINT, signal.SIGHUP)
+_STDERR: Final = 2
 
 _log = structlog.get_logger()
 
@@ -31,7 +33,8 @@ def fork(body: Callable[[], int]) -> int:
     """Fork a child that runs `body` and exits with what it returns; return the child's pid.
 
     The child gets SIGTERM when this process dies, however it dies (Linux). It ignores SIGINT and
-    SIGHUP, which a terminal sends to the whole group: the supervisor translates them.
+    SIGHUP, which a terminal sends to the whole group: the supervisor translates them. SIGQUIT makes
+    it write the stacks of its threads to stderr, also when its code never returns to the loop.
 
     Raises:
         OSError: if there is no room for another process.
@@ -68,6 +71,7 @@ def _reset_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
     for number in _FROM_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGQUIT, file=_STDERR, all_threads=True)
 
 
 def die_with(parent: int) -> None:

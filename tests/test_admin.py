@@ -12,14 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from harness.api import FakeApi
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S
+from redis import Redis
 from ws2api.gateway import counters as c
+from ws2api.gateway import disconnects
+from ws2api.gateway.settings import load
 from ws2api.supervisor import admin, process
-from ws2api.supervisor.admin import HEARTBEAT_LIMIT_S, Admin
+from ws2api.supervisor.admin import HEARTBEAT_LIMIT_S, PROBE_LIMIT_S, Admin
 
 # Another test's server may run in a thread: no child here touches what a thread could hold.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -38,10 +43,12 @@ def counters() -> c.Counters:
     """Return the slots of two workers that serve."""
     counters = c.Counters(2)
     for worker in range(2):
-        slot = counters.slot(worker)
+        slot = counters.bank(worker, 0)
         slot[c.STATE] = c.STATE_SERVING
         slot[c.HEARTBEAT_US] = NOW_US
         slot[c.REDIS_UP] = 1
+        slot[c.PROBED_US] = NOW_US
+        slot[c.PROBE_LAG_US] = 1500
         slot[c.PID] = 100 + worker
         slot[c.STARTED_S] = int(time.time())
     return counters
@@ -90,21 +97,45 @@ def test_is_ready_when_all_serve(counters: c.Counters, valkey: ValkeyProcess) ->
 def test_names_the_worker_that_does_not_serve(
     counters: c.Counters, valkey: ValkeyProcess, state: int, word: str
 ) -> None:
-    counters.slot(1)[c.STATE] = state
+    counters.bank(1, 0)[c.STATE] = state
     assert readiness(counters, valkey.url) == (503, f"worker 1 is {word}\n")
 
 
 def test_names_the_worker_whose_loop_is_stuck(counters: c.Counters, valkey: ValkeyProcess) -> None:
     limit_us = int(HEARTBEAT_LIMIT_S * 1e6)
-    counters.slot(0)[c.HEARTBEAT_US] = NOW_US - limit_us + 1
+    counters.bank(0, 0)[c.HEARTBEAT_US] = NOW_US - limit_us + 1
     assert readiness(counters, valkey.url)[0] == 200
-    counters.slot(0)[c.HEARTBEAT_US] = NOW_US - limit_us
+    counters.bank(0, 0)[c.HEARTBEAT_US] = NOW_US - limit_us
     assert readiness(counters, valkey.url) == (503, "worker 0 has not beaten for 5 s\n")
 
 
 def test_waits_for_the_first_beat(counters: c.Counters, valkey: ValkeyProcess) -> None:
-    counters.slot(0)[c.HEARTBEAT_US] = 0
+    counters.bank(0, 0)[c.HEARTBEAT_US] = 0
     assert readiness(counters, valkey.url) == (503, "worker 0 has not beaten yet\n")
+
+
+def test_names_the_worker_that_pushes_do_not_reach(
+    counters: c.Counters, valkey: ValkeyProcess
+) -> None:
+    counters.bank(1, 0)[c.PROBED_US] = NOW_US - int(PROBE_LIMIT_S * 1e6) + 1
+    assert readiness(counters, valkey.url)[0] == 200
+    counters.bank(1, 0)[c.PROBED_US] = NOW_US - 12_000_000
+    assert readiness(counters, valkey.url) == (
+        503,
+        "worker 1: pushes do not reach it (last seen 12 s ago)\n",
+    )
+
+
+def test_gives_a_young_worker_time_to_be_reached(
+    counters: c.Counters, valkey: ValkeyProcess
+) -> None:
+    counters.bank(0, 0)[c.PROBED_US] = 0
+    assert readiness(counters, valkey.url)[0] == 200
+    counters.bank(0, 0)[c.STARTED_S] = int(time.time() - PROBE_LIMIT_S)
+    assert readiness(counters, valkey.url) == (
+        503,
+        "worker 0: pushes do not reach it (never seen)\n",
+    )
 
 
 def test_names_redis_when_it_is_away(counters: c.Counters, tmp_path: Path) -> None:
@@ -121,8 +152,8 @@ def test_does_not_hang_when_redis_hangs(counters: c.Counters) -> None:
 
 
 def test_names_everything_that_is_not_ready(counters: c.Counters, tmp_path: Path) -> None:
-    counters.settle(0)
-    counters.settle(1)
+    counters.settle(0, 0)
+    counters.settle(1, 0)
     _, text = readiness(counters, f"unix://{tmp_path}/nothing")
     assert [line.split()[0] for line in text.splitlines()] == ["worker", "worker", "redis:"]
 
@@ -146,10 +177,10 @@ def test_is_ready_again_after_redis_restarted(counters: c.Counters, tmp_path: Pa
 
 
 def test_status_tells_about_each_worker(counters: c.Counters, valkey: ValkeyProcess) -> None:
-    slot = counters.slot(0)
+    slot = counters.bank(0, 0)
     slot[c.CONNECTIONS_OPENED], slot[c.CONNECTIONS_CLOSED] = 9, 2
-    counters.slot(1)[c.RESTARTS] = 4
-    counters.settle(1)
+    counters.bank(1, 0)[c.RESTARTS] = 4
+    counters.settle(1, 0)
     ((status, text, content_type),) = get(counters, valkey.url, "/status")
     assert status == 200
     assert content_type.startswith("application/json")
@@ -162,6 +193,7 @@ def test_status_tells_about_each_worker(counters: c.Counters, valkey: ValkeyProc
         "pid": 100,
         "restarts": 0,
         "connections": 7,
+        "push_lag_ms": 1.5,
     }
     assert second == {
         "worker": 1,
@@ -170,8 +202,23 @@ def test_status_tells_about_each_worker(counters: c.Counters, valkey: ValkeyProc
         "uptime_s": None,
         "restarts": 4,
         "connections": 0,
+        "push_lag_ms": None,
     }
     assert document["uptime_s"] > 0
+
+
+def test_status_tells_about_disconnects(counters: c.Counters, valkey: ValkeyProcess) -> None:
+    counters.reaper[c.DISCONNECTS_PENDING] = 70
+    counters.reaper[c.DISCONNECTS_OLDEST_S] = 8
+    counters.reaper[c.DISCONNECTS_HELD] = 32
+    counters.reaper[c.DISCONNECTS_DROPPED] = 1
+    ((_, text, _),) = get(counters, valkey.url, "/status")
+    assert json.loads(text)["disconnects"] == {
+        "pending": 70,
+        "oldest_s": 8,
+        "held": 32,
+        "dropped": 1,
+    }
 
 
 def test_metrics_are_prometheus_text(counters: c.Counters, valkey: ValkeyProcess) -> None:
@@ -186,18 +233,71 @@ def test_unknown_path_is_not_found(counters: c.Counters, valkey: ValkeyProcess) 
     assert status == 404
 
 
-def test_runs_in_a_process_and_ends_on_sigterm(counters: c.Counters, valkey: ValkeyProcess) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        listener.setblocking(False)
-        pid = process.fork(lambda: admin.run(listener, counters, valkey.url, time.time()))
+def test_lists_the_workers_that_live() -> None:
+    counters = c.Counters(3)
+    counters.bank(0, 0)[c.FORK] = 1
+    counters.bank(2, 0)[c.FORK] = 5
+    counters.bank(2, 1)[c.FORK] = 4
+    assert admin.list_living(counters, "4711") == {"4711-0-0", "4711-2-4", "4711-2-3"}
+
+
+class TestProcess:
+    @pytest.fixture
+    def listener(self) -> Iterator[socket.socket]:
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            listener.setblocking(False)
+            yield listener
+
+    def run(
+        self, listener: socket.socket, counters: c.Counters, url: str, *options: str
+    ) -> tuple[int, int]:
+        """Start the process; return its id and its port."""
+        settings = load(options)
+        pid = process.fork(
+            lambda: admin.run(listener, counters, url, time.time(), settings, "4711")
+        )
+        return pid, listener.getsockname()[1]
+
+    def end(self, pid: int) -> int:
+        """Tell the process to stop; return its exit status."""
+        os.kill(pid, signal.SIGTERM)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def test_ends_on_sigterm(
+        self, listener: socket.socket, counters: c.Counters, valkey: ValkeyProcess
+    ) -> None:
+        pid, port = self.run(listener, counters, valkey.url)
         try:
-            port = listener.getsockname()[1]
             # Left open: an idle keep-alive connection must not delay the end.
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as one:
                 one.request("GET", "/healthz")
                 assert one.getresponse().read() == b"ok\n"
-                os.kill(pid, signal.SIGTERM)
-                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                assert self.end(pid) == 0
         except BaseException:
             os.kill(pid, signal.SIGKILL)
             raise
+
+    @pytest.mark.parametrize(
+        ("redis", "fork", "status"), [("embedded", 0, 1), ("embedded", 1, 0), ("unix://it", 0, 0)]
+    )
+    def test_complains_about_what_ends_with_the_embedded_server(
+        self, listener: socket.socket, counters: c.Counters, redis: str, fork: int, status: int
+    ) -> None:
+        """It is lost with the last worker; while one lives, this is not the end of the server."""
+        counters.bank(0, 0)[c.FORK] = fork
+        with (
+            TemporaryDirectory() as folder,
+            ValkeyProcess(Path(folder)) as valkey,
+            FakeApi() as api,
+        ):
+            api.close()
+            with Redis.from_url(valkey.url) as client:
+                client.xadd(
+                    "ws2api:" + disconnects.STREAM,
+                    {"id": "ann", "generation": 1, "code": 1000, "reason": ""},
+                )
+            pid, port = self.run(listener, counters, valkey.url, "--redis", redis, "--api", api.url)
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as one:
+                one.request("GET", "/healthz")
+                one.getresponse().read()
+            assert self.end(pid) == status

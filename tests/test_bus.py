@@ -161,7 +161,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self.name = name
         self.clock = Clock()
-        self.slot = Counters(1).slot(0)
+        self.slot = Counters(1).bank(0, 0)
         self.asks: list[RemoteAsk] = []
         self.replaced: list[tuple[str, int]] = []
         self.on_ask: Callable[[RemoteAsk], None] = self.asks.append
@@ -179,6 +179,7 @@ class Worker:
             TIMEOUT_S,
             lambda ask: self.on_ask(ask),
             lambda client_id, generation: self.replaced.append((client_id.decode(), generation)),
+            lambda probe: None,
         )
         self._subscription = RedisLink(
             url, name, loop, sweeper, self._subscribe, _nothing, self.bus.on_message
@@ -292,6 +293,36 @@ async def test_outcomes_find_their_asks_in_any_order(server: Server) -> None:
             ask.finish(outcomes.OK, b"re " + ask.payload)
         for ask in asks:
             assert await ask.ends() == (outcomes.OK, b"re " + ask.payload)
+
+
+@in_loop
+async def test_large_asks_travel_apart(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        b.on_ask = lambda ask: ask.finish(outcomes.OK, ask.payload[:1])
+        calls: list[int] = []
+        call = a.link.call
+        a.link.call = lambda *args: (calls.append(len(args) // 3), call(*args))[1]  # type: ignore[method-assign]
+        asks = [a.forwards(PushAsk(payload=b"%d" % n * (3 << 20))) for n in range(4)]
+        assert [await ask.ends() for ask in asks] == [(outcomes.OK, b"%d" % n) for n in range(4)]
+        assert len(calls) == 4
+
+
+@in_loop
+async def test_payloads_under_way_are_bounded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "_MAX_ASKED_BYTES", 1000)
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        asks = [a.forwards(PushAsk(payload=b"x" * 600)) for _ in range(3)]
+        assert await asks[2].ends() == UNAVAILABLE
+        for arrived in await b.is_asked(2):
+            arrived.finish(*OK)
+        assert [await ask.ends() for ask in asks[:2]] == [OK, OK]
+        again = a.forwards(PushAsk(payload=b"x" * 600))
+        (await b.is_asked(3))[2].finish(*OK)
+        assert await again.ends() == OK
 
 
 # Nobody there.

@@ -31,35 +31,55 @@ def value(counters: c.Counters, name: str, **labels: str) -> float:
 
 
 def test_counters_of_each_worker(counters: c.Counters) -> None:
-    counters.slot(0)[c.MESSAGES_RECEIVED] = 5
-    counters.slot(1)[c.MESSAGES_RECEIVED] = 1 << 60
+    counters.bank(0, 0)[c.MESSAGES_RECEIVED] = 5
+    counters.bank(1, 0)[c.MESSAGES_RECEIVED] = 1 << 60
     assert value(counters, "messages_received_total", worker="0") == 5
     assert value(counters, "messages_received_total", worker="1") == 1 << 60
 
 
 def test_labels_of_a_counter(counters: c.Counters) -> None:
-    counters.slot(1)[c.PUSHES_NOT_FOUND] = 3
+    counters.bank(1, 0)[c.PUSHES_NOT_FOUND] = 3
     assert value(counters, "pushes_total", worker="1", outcome="not_found") == 3
     assert value(counters, "pushes_total", worker="1", outcome="ok") == 0
 
 
 def test_gauges(counters: c.Counters) -> None:
-    counters.slot(0)[c.API_CONNECTIONS] = 7
+    counters.bank(0, 0)[c.API_CONNECTIONS] = 7
     assert value(counters, "api_connections", worker="0") == 7
     assert scrape(counters)["ws2api_api_connections"].type == "gauge"
 
 
 def test_open_connections_are_those_not_closed(counters: c.Counters) -> None:
-    slot = counters.slot(1)
+    slot = counters.bank(1, 0)
     slot[c.CONNECTIONS_OPENED], slot[c.CONNECTIONS_CLOSED] = 10, 4
     assert value(counters, "connections_open", worker="1") == 6
     assert value(counters, "connections_open", worker="0") == 0
-    counters.settle(1)
+    counters.settle(1, 0)
     assert value(counters, "connections_open", worker="1") == 0
 
 
+def test_both_processes_of_a_worker_are_one_sample(counters: c.Counters) -> None:
+    for which, opened in enumerate((10, 3)):
+        bank = counters.bank(1, which)
+        bank[c.CONNECTIONS_OPENED], bank[c.CONNECTIONS_CLOSED] = opened, 1
+        bank[c.FORK], bank[c.STATE], bank[c.REDIS_UP] = which + 1, c.STATE_SERVING, 1
+    assert value(counters, "connections_opened_total", worker="1") == 13
+    assert value(counters, "connections_open", worker="1") == 11
+    assert value(counters, "redis_up", worker="1") == 1
+    assert value(counters, "workers_serving") == 1
+
+
+def test_reaper_has_no_worker(counters: c.Counters) -> None:
+    for index in range(c.REAPER_LENGTH):
+        counters.reaper[index] = 7 + index
+    for index, metric in enumerate(c.REAPER_METRICS):
+        suffix = "_total" if metric.kind == "counter" else ""
+        assert value(counters, metric.name + suffix) == 7 + index
+        assert scrape(counters)[f"ws2api_{metric.name}"].type == metric.kind
+
+
 def test_processes(counters: c.Counters) -> None:
-    slot = counters.slot(1)
+    slot = counters.bank(1, 0)
     slot[c.STATE], slot[c.STARTED_S], slot[c.RESTARTS] = c.STATE_SERVING, 1234, 2
     assert value(counters, "workers") == 2
     assert value(counters, "workers_serving") == 1

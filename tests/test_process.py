@@ -55,6 +55,26 @@ def test_child_has_clean_signals() -> None:
         signal.signal(signal.SIGTERM, former)
 
 
+def test_child_writes_its_stack_on_sigquit(capfd: pytest.CaptureFixture[str]) -> None:
+    def wait_for_ever() -> int:
+        signal.pause()  # interrupted by the signal, but the handler is no Python
+        return 0
+
+    child = process.fork(wait_for_ever)
+    try:
+        os.kill(child, signal.SIGQUIT)
+        written: list[str] = []
+
+        def is_written() -> bool:
+            written.append(capfd.readouterr().err)
+            return "in wait_for_ever\n" in "".join(written)
+
+        until(is_written)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_parents_mask_is_as_before() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     os.waitpid(process.fork(lambda: 0), 0)

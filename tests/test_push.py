@@ -127,7 +127,7 @@ class Api:
         token: str | None = None,
         shows_totals: bool = False,
     ) -> None:
-        self.slot = Counters(1).slot(0)
+        self.slot = Counters(1).bank(0, 0)
         self.sweeper = FakeSweeper()
         self.asks: list[Ask] = []
         self._route = route

@@ -125,6 +125,8 @@ class Client:
     def __init__(self, client_id: str, generation: int) -> None:
         self.client_id = client_id.encode()
         self.generation = generation
+        self.close_code = 1000
+        self.close_reason: str | None = "so long, and thanks"
         self.events: list[Event] = []
 
     def on_announced(self, generation: int | None = None) -> None:
@@ -208,7 +210,7 @@ class Worker:
     async def releases(self, client_id: str, generation: int) -> bool:
         """Release an id; tell whether no newer connection has it."""
         client = Client(client_id, generation)
-        self.registry.release(client.client_id, generation, client)
+        self.registry.release(client)
         await self.settles()
         ((event, owned),) = client.events
         assert event == "released"
@@ -443,13 +445,11 @@ async def test_nobody_waits_for_redis_while_it_is_away(server: Server) -> None:
     worker.registry.announce(b"me", client)
     worker.registry.claim(b"me", 17, client)
     worker.registry.withdraw(b"me", 17)
-    worker.registry.release(b"me", 17, client)
+    worker.registry.release(client)
     worker.registry.claim_again([client])
     assert client.events == ["announced", "claimed", ("released", True)]
     with pytest.raises(RedisUnavailable):
         await worker.restores(client)
-    with pytest.raises(RedisUnavailable):
-        await worker.registry.clear("b")
 
 
 # Claims that are repeated when Redis is back.
@@ -567,47 +567,6 @@ async def test_restore_of_many(server: Server) -> None:
         await a.restores(*clients)
         assert server.owners == {f"new{number}": "a 2" for number in range(MANY)}
         server.assert_both_indexes_agree()
-
-
-# A worker that is dead.
-
-
-@in_loop
-async def test_dead_worker_is_cleared_away(server: Server) -> None:
-    async with workers(server, "dead", "a") as (dead, a):
-        await dead.claims("me", 1)
-        await dead.claims("moved", 2)
-        await a.claims("moved", 3)
-        await a.claims("mine", 4)
-        await a.registry.clear("dead")
-        assert server.owners == {"moved": "a 3", "mine": "a 4"}
-        server.assert_both_indexes_agree()
-
-
-@in_loop
-async def test_dead_worker_with_many_clients_is_cleared_away(server: Server) -> None:
-    async with workers(server, "dead", "a") as (dead, a):
-        for number in range(MANY):
-            dead.registry.claim(b"c%d" % number, 1, Client("", 1))
-        await dead.settles()
-        await a.registry.clear("dead")
-        assert server.owners == server.members == {}
-
-
-@in_loop
-async def test_entry_that_is_not_the_dead_workers_any_more_stays(server: Server) -> None:
-    async with workers(server, "a") as (a,):
-        server.redis.hset(f"{PREFIX}w:dead", "me", "1")
-        await a.claims("me", 2)
-        await a.registry.clear("dead")
-        assert server.owners == {"me": "a 2"}
-        server.assert_both_indexes_agree()
-
-
-@in_loop
-async def test_worker_that_has_nobody_is_cleared_away(server: Server) -> None:
-    async with workers(server, "a") as (a,):
-        await a.registry.clear("unheard-of")
 
 
 # Any order of claims and releases.

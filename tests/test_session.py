@@ -19,6 +19,7 @@ from ws2api.gateway import counters as c
 from ws2api.gateway import outcomes
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.errors import ApiDisconnected, ApiError, ApiTimeout, ApiUnreachable
+from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from ws2api.gateway.frames import BINARY, TEXT, encode
 from ws2api.gateway.http_wire import ReplyReader
 from ws2api.gateway.session import (
@@ -34,7 +35,6 @@ from ws2api.gateway.session import (
     REPORTING,
     Session,
 )
-from ws2api.gateway.upstream import CONNECT, DISCONNECT, MESSAGE, Exchange
 
 Action = tuple[object, ...]
 ENDED_ABNORMALLY = (ABNORMAL, NO_CLOSE_FRAME)
@@ -52,7 +52,7 @@ class Recorder(Session):
     def __init__(
         self, max_in_flight: int = 1, max_queue: int = 4, *, releases_at_once: bool = False
     ) -> None:
-        self.slot = Counters(1).slot(0)
+        self.slot = Counters(1).bank(0, 0)
         super().__init__(
             SimpleNamespace(slot=self.slot, max_in_flight=max_in_flight, max_queue=max_queue)
         )
@@ -60,6 +60,7 @@ class Recorder(Session):
         self.posts: list[tuple[int, int, bytes]] = []
         self.reading = True
         self._releases_at_once = releases_at_once
+        self.settled = 0
 
     def taken(self) -> list[Action]:
         """Return the actions since this was called last."""
@@ -118,6 +119,9 @@ class Recorder(Session):
 
     def _report(self) -> None:
         self.actions.append(("report", self.close_code, self.close_reason))
+
+    def _settle(self) -> None:
+        self.settled += 1
 
     # What happens to it.
 

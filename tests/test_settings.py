@@ -194,6 +194,11 @@ def test_settings_cannot_be_changed() -> None:
             "redis: expected embedded, or a URL with redis://, rediss:// or unix://",
         ),
         (
+            ["--redis", "rediss://h/?socket_timeout=3"],
+            "redis: the URL's option socket_timeout is not known; known are db, ssl_ca_certs, "
+            "ssl_cert_reqs",
+        ),
+        (
             ["--redis-prefix", "a b"],
             "redis-prefix: expected 1 to 64 printable ASCII characters, no spaces or braces",
         ),

@@ -21,10 +21,11 @@ from ws2api.gateway.errors import (
     ApiTimeout,
     ApiUnreachable,
 )
+from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from ws2api.gateway.http_wire import ReplyReader
 from ws2api.gateway.settings import Settings
 from ws2api.gateway.sweeper import Sweeper
-from ws2api.gateway.upstream import CONNECT, DISCONNECT, MESSAGE, Exchange, Upstream
+from ws2api.gateway.upstream import Upstream
 
 DEADLINE_S = 10.0
 API_TIMEOUT_S = 10.0
@@ -255,7 +256,7 @@ class Gateway:
     def __init__(self, api: Api, options: dict[str, Any]) -> None:
         self.api = api
         self.clock = Clock()
-        self.slot = Counters(1).slot(0)
+        self.slot = Counters(1).bank(0, 0)
         sweeper = Sweeper(cast(Any, self.clock))
         values = {
             "workers": 1,

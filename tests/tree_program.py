@@ -1,6 +1,7 @@
 """Be a supervisor whose workers do what a test wants: `tree_program.py BEHAVIOUR [options]`.
 
-A worker answers each connection with a line of JSON about itself, and closes it.
+A worker answers each connection with a line of JSON about itself, and closes it. SIGUSR1 blocks its
+loop. A setting of `max_queue = 13` is one that no worker can boot with.
 """
 
 from __future__ import annotations
@@ -16,14 +17,21 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any, Final, NoReturn
 
 from ws2api.gateway import counters as c
 from ws2api.gateway import logs
-from ws2api.gateway.settings import Settings
+from ws2api.gateway.settings import Settings, SettingsError
 from ws2api.supervisor import listeners
+from ws2api.supervisor.configuration import Configuration
 from ws2api.supervisor.embedded import EmbeddedServer, find_server
 from ws2api.supervisor.errors import GaveUpError
-from ws2api.supervisor.tree import Parts, Tree
+from ws2api.supervisor.parts import Parts
+from ws2api.supervisor.tree import Tree
+from ws2api.supervisor.watch import Watch
+
+BEAT_S: Final = 0.02
+UNBOOTABLE: Final = 13
 
 
 class Program:
@@ -32,26 +40,48 @@ class Program:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.counters = c.Counters(options.workers)
-        settings = Settings(
-            workers=options.workers,
-            listen="127.0.0.1:0",  # type: ignore[arg-type]
-            push_listen="127.0.0.1:0",  # type: ignore[arg-type]
-            admin_listen="127.0.0.1:0",  # type: ignore[arg-type]
-        )
-        self.bound = listeners.bind(settings)
+        self.configuration = Configuration(self.read_settings(), self.read_settings)
+        self.bound = listeners.bind(self.configuration.settings)
+
+    def read_settings(self) -> Settings:
+        """Read the settings, some of them from the test's file."""
+        options = self.options
+        settings: dict[str, Any] = {
+            "workers": options.workers,
+            "listen": "127.0.0.1:0",
+            "push_listen": "127.0.0.1:0",
+            "admin_listen": "127.0.0.1:0",
+            "shutdown_timeout": options.timeout,
+            "drain_seconds": options.drain,
+            "log_level": "debug",
+            "log_format": "json",
+        }
+        if options.settings is not None:
+            text = options.settings.read_text()
+            if not text.startswith("{"):
+                raise SettingsError("no JSON")
+            settings |= json.loads(text)
+        return Settings(**settings)
 
     def run(self) -> int:
-        server = EmbeddedServer(find_server()) if self.options.embedded else None
+        options = self.options
+        server = EmbeddedServer(find_server()) if options.embedded else None
         self.say("clients", self.bound.client_address.port)
         self.say("admin", self.bound.admin_address.port)
         if server is not None:
             self.say("redis", server.url)
         parts = Parts(
-            self.counters, self.run_worker, self.run_admin, server, lambda: self.say("ready")
+            self.counters,
+            self.configuration,
+            self.run_worker,
+            self.run_admin,
+            server,
+            lambda: self.say("ready"),
+            watch=Watch(stuck_s=options.stuck, boot_s=options.boot, look_s=options.look),
         )
         with closing(self.bound):
             try:
-                return Tree(parts, shutdown_timeout_s=self.options.timeout).run()
+                return Tree(parts).run()
             except GaveUpError as error:
                 self.say("gave-up", error)
                 return 3
@@ -59,46 +89,118 @@ class Program:
     def say(self, *words: object) -> None:
         print(*words, flush=True)
 
-    def run_admin(self) -> int:
+    def run_admin(self, instance: str) -> int:
         listener = self.bound.keep_admin()
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        answer_connections(listener, lambda: {"pid": os.getpid()})
+        status = 1 if self.options.behaviour == "has-an-admin-that-fails" else 0
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+        answer = {
+            "pid": os.getpid(),
+            "instance": instance,
+            "max_queue": self.configuration.settings.max_queue,
+        }
+        accept_while(lambda: True, listener, lambda: answer)
         return 0
 
-    def run_worker(self, index: int, incarnation: str) -> int:
-        own = self.bound.keep_slot(index)
-        slot = self.counters.slot(index)
-        slot[c.STATE] = c.STATE_STARTING
-        slot[c.PID] = os.getpid()
-        fresh = incarnation.endswith("-0")
+    def run_worker(self, index: int, bank: int, incarnation: str) -> int:
+        return Worker(self, index, bank, incarnation).run()
+
+
+class Worker:
+    """Be one process of a slot."""
+
+    def __init__(self, program: Program, index: int, bank: int, incarnation: str) -> None:
+        self.program = program
+        self.options = program.options
+        self.index = index
+        self.incarnation = incarnation
+        self.is_first = incarnation.endswith("-0")
+        self.bank_number = bank
+        self.bank = program.counters.bank(index, bank)
+        self.fork_at_birth = self.bank[c.FORK]
+        self.is_retiring = False
+        self.stops = 0
+
+    def run(self) -> int:
+        own = self.program.bound.keep_slot(self.index)
+        self.bank[c.STATE] = c.STATE_STARTING
+        self.bank[c.PID] = os.getpid()
+        self.bank[c.STARTED_S] = int(time.time())
+        self.boot()
+        self.handle_signals()
+        self.bank[c.CONNECTIONS_OPENED] += 1
+        self.beat()
+        self.bank[c.STATE] = c.STATE_SERVING
+        if self.options.behaviour == "fails-late":
+            raise RuntimeError("cannot go on")
+        accept_while(self.goes_on, own.client, self.describe)
+        self.bank[c.STATE] = c.STATE_DRAINING
+        while self.options.behaviour == "drains-long" and self.is_retiring and not self.stops:
+            self.beat()
+            time.sleep(BEAT_S)
+            if self.options.gate.exists():
+                break
+        return 0
+
+    def boot(self) -> None:
+        if self.program.configuration.settings.max_queue == UNBOOTABLE:
+            os._exit(3)
         match self.options.behaviour:
             case "boot-fails":
-                return 3
+                os._exit(3)
             case "raises":
                 raise RuntimeError("cannot boot")
             case "boots-for-ever":
                 signal.pause()
-            case "is-held-back" if not fresh:
+            case "is-held-back" if not self.is_first:
                 while not self.options.gate.exists():
                     time.sleep(0.01)
-        stubborn = self.options.behaviour == "is-stubborn" and fresh
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn else lambda *_: os._exit(0))
-        slot[c.CONNECTIONS_OPENED] += 1
-        slot[c.STATE] = c.STATE_SERVING
-        if self.options.behaviour == "fails-late":
-            raise RuntimeError("cannot go on")
-        answer_connections(
-            own.client,
-            lambda: {
-                "index": index,
-                "pid": os.getpid(),
-                "incarnation": incarnation,
-                "restarts": slot[c.RESTARTS],
-                "open": slot[c.CONNECTIONS_OPENED] - slot[c.CONNECTIONS_CLOSED],
-                "handles_of_others": count_listening(self) - 3,
-            },
-        )
-        return 0
+
+    def handle_signals(self) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: block_for_ever())
+        if self.options.behaviour == "is-stubborn" and self.is_first:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, self.on_stop)
+            signal.signal(signal.SIGUSR2, self.on_retire)
+
+    def on_stop(self, *_: object) -> None:
+        self.stops += 1
+        self.program.say("stop", self.index, self.stops)
+
+    def on_retire(self, *_: object) -> None:
+        self.is_retiring = True
+
+    def goes_on(self) -> bool:
+        """Tell whether to go on accepting; called often enough to be the heart, too."""
+        self.beat()
+        enough = 2 if self.options.behaviour == "waits-for-hurry" else 1
+        return not self.is_retiring and self.stops < enough
+
+    def beat(self) -> None:
+        self.bank[c.HEARTBEAT_US] = time.monotonic_ns() // 1000
+
+    def describe(self) -> dict[str, object]:
+        counters = self.program.counters
+        return {
+            "index": self.index,
+            "pid": os.getpid(),
+            "incarnation": self.incarnation,
+            "bank": self.bank_number,
+            "fork_at_birth": self.fork_at_birth,
+            "forks": [counters.bank(self.index, which)[c.FORK] for which in range(c.BANKS)],
+            "restarts": counters.value(self.index, c.RESTARTS),
+            "opened": counters.value(self.index, c.CONNECTIONS_OPENED),
+            "open": counters.connections_open(self.index),
+            "current_pid": counters.current(self.index)[c.PID],
+            "max_queue": self.program.configuration.settings.max_queue,
+            "handles_of_others": count_listening(self.program) - 3,
+        }
+
+
+def block_for_ever() -> NoReturn:
+    while True:
+        time.sleep(3600)
 
 
 def count_listening(program: Program) -> int:
@@ -107,9 +209,12 @@ def count_listening(program: Program) -> int:
     return sum(item.fileno() >= 0 for item in (program.bound.admin, *sockets))
 
 
-def answer_connections(listener: socket.socket, describe: Callable[[], object]) -> None:
-    while True:
-        select.select([listener], [], [])
+def accept_while(
+    goes_on: Callable[[], bool], listener: socket.socket, describe: Callable[[], object]
+) -> None:
+    while goes_on():
+        if not select.select([listener], [], [], BEAT_S)[0]:
+            continue
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
@@ -123,8 +228,13 @@ def main() -> int:
     parser.add_argument("behaviour")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=30.0)
+    parser.add_argument("--drain", type=float, default=60.0)
+    parser.add_argument("--stuck", type=float, default=30.0)
+    parser.add_argument("--boot", type=float, default=30.0)
+    parser.add_argument("--look", type=float, default=1.0)
     parser.add_argument("--embedded", action="store_true")
     parser.add_argument("--gate", type=Path)
+    parser.add_argument("--settings", type=Path)
     logs.configure("debug", "json")
     return Program(parser.parse_args()).run()
 

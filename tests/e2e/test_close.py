@@ -229,7 +229,7 @@ class TestShutdown:
         client.send("question")
         api.wait_for_one(client_id, "POST")
         gateway.terminate()
-        until(lambda: "drains" in gateway.stderr, what="the signal has reached the worker")
+        until(lambda: "worker stops" in gateway.stderr, what="the signal has reached the worker")
         hold.release()
         assert client.receive() == "answer"
         client.assert_closed(1001)

@@ -157,6 +157,11 @@ class GatewayProcess:
         return self._process.poll() is None
 
     @property
+    def status(self) -> int | None:
+        """The exit status of the supervisor, None while it runs."""
+        return self._process.poll()
+
+    @property
     def children(self) -> list[Process]:
         """The processes that the supervisor has started and that live."""
         return find_children(self.pid)

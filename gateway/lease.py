@@ -1,0 +1,104 @@
+"""Tell the reapers that this worker lives, and face it when they thought otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import hiredis
+import structlog
+
+from .disconnects import LEASE_S, RENEW, RENEW_EVERY_S
+from .errors import RedisUnavailable
+from .redis_link import RedisLink, Reply, scan
+from .sweeper import Sweeper
+
+_log = structlog.get_logger()
+
+
+class Holder(Protocol):
+    """Be a connection that may have been given up for lost."""
+
+    generation: int
+
+    def give_up(self) -> None:
+        """Close without a word to the API, which was told already that the connection is lost."""
+
+
+class Lease:
+    """Renew the lease of one worker for as long as its loop turns.
+
+    A worker that stood still, or was cut off from Redis while other hosts were not, may find that
+    the API was told that its clients are gone. Then they must go: they connect again, and the API
+    sees what is true.
+
+    Args:
+        link: connection for commands.
+        prefix: of every key.
+        worker: incarnation of this worker.
+        holders: the worker's clients by id: the open ones, and those that are being decided.
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        prefix: str,
+        worker: str,
+        holders: Sequence[Mapping[bytes, Holder]],
+        loop: asyncio.AbstractEventLoop,
+        sweeper: Sweeper,
+    ) -> None:
+        self._link = link
+        self._prefix = prefix.encode("ascii")
+        self._worker = worker.encode("ascii")
+        self._holders = holders
+        self._loop = loop
+        self._sweeper = sweeper
+        self._renew_at = 0.0
+        self._amends: asyncio.Task[None] | None = None
+        sweeper.every_tick(self._on_tick)
+
+    def renew(self) -> None:
+        """Take the lease, or extend it."""
+        self._renew_at = self._sweeper.now + RENEW_EVERY_S
+        self._link.call(self._on_renewed, RENEW, self._prefix, self._worker, int(LEASE_S * 1000))
+
+    def stop(self) -> None:
+        """Renew no more."""
+        self._renew_at = float("inf")
+        if self._amends is not None:
+            self._amends.cancel()
+
+    def _on_tick(self, now: float) -> None:
+        if now >= self._renew_at and self._link.is_up:
+            self.renew()
+
+    def _on_renewed(self, reply: Reply) -> None:
+        if reply == 1 and (self._amends is None or self._amends.done()):
+            self._amends = self._loop.create_task(self._amend_quietly())
+
+    async def _amend_quietly(self) -> None:
+        # Where Redis is lost in the middle, the next renewal finds the rest.
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            await self.check()
+
+    async def check(self) -> None:
+        """Close the clients of whose loss the API was told, if there are any.
+
+        Raises:
+            RedisUnavailable: if Redis is lost meanwhile.
+        """
+        key = self._prefix + b"x:" + self._worker
+        count = 0
+        async for entries in scan(self._link, b"HSCAN", key):
+            for client_id, generation in zip(entries[::2], entries[1::2], strict=True):
+                for holders in self._holders:
+                    holder = holders.get(client_id)
+                    if holder is not None and holder.generation == int(generation):
+                        holder.give_up()
+                        count += 1
+        await self._link.ask(b"DEL", key)
+        if count:
+            _log.warning("clients were given up for lost, closing them", count=count)

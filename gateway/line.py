@@ -1,0 +1,166 @@
+"""Keep the requests that cannot go yet, and those that end without having gone.
+
+First come, first served is fair here, because a client has no more than `max_in_flight` requests in
+line; that bounds the line, too. Connects and messages go before disconnects. Nothing here knows a
+socket.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from . import counters as c
+from .backoff import backoff
+from .departures import Departures
+from .errors import ApiAbandoned, ApiError, ApiTimeout, ApiUnreachable
+from .exchange import CONNECT, DISCONNECT, Exchange
+from .retry_queue import RetryQueue
+
+_MIN_BACKOFF_S: Final = 0.1
+_MAX_BACKOFF_S: Final = 2.0
+_EXPIRE_EVERY_S: Final = 0.3
+
+
+class Line:
+    """Decide which request is next, and how long one may wait.
+
+    Args:
+        slot: the worker's counters.
+        timeout_s: for a request, attempts included; a disconnect has no such limit.
+        most_disconnects: under way at once.
+        park: leaves a disconnect to Redis; None when there is nobody to take it.
+        call_soon: calls back from the loop.
+    """
+
+    def __init__(
+        self,
+        slot: memoryview,
+        timeout_s: float,
+        most_disconnects: int,
+        park: Callable[[Exchange], bool] | None,
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._slot = slot
+        self._timeout_s = timeout_s
+        self._call_soon = call_soon
+        self.queue: deque[Exchange] = deque()
+        """Connects and messages that can be sent."""
+        # Messages that wait for their next attempt.
+        self._retries = RetryQueue()
+        self.departures = Departures(slot, most_disconnects, park, self.fail_soon)
+        self._expire_at = 0.0
+        self._failing: deque[tuple[Exchange, ApiError]] = deque()
+        self._is_failing_soon = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Line queued={len(self.queue)} retries={len(self._retries)}"
+            f" disconnects={len(self.departures)}>"
+        )
+
+    @property
+    def ready(self) -> int:
+        """Count what may be sent now."""
+        return len(self.queue) + self.departures.ready
+
+    def append(self, exchange: Exchange) -> None:
+        """Put a request at the end."""
+        (self.departures.waiting if exchange.event == DISCONNECT else self.queue).append(exchange)
+
+    def put_back(self, exchange: Exchange) -> None:
+        """Put a request that was sent but cannot have arrived at the head."""
+        self._slot[c.REQUESTS_RETRIED] += 1
+        if exchange.event == DISCONNECT:
+            self.departures.put_back(exchange)
+        else:
+            self.queue.appendleft(exchange)
+
+    def retry_later(self, exchange: Exchange, now: float) -> bool:
+        """Put a message aside for another attempt; tell whether there is time for one."""
+        due = now + backoff(exchange.attempts, _MIN_BACKOFF_S, _MAX_BACKOFF_S)
+        if due >= exchange.started + self._timeout_s:
+            return False
+        self._slot[c.REQUESTS_RETRIED] += 1
+        self._retries.put(exchange, due)
+        return True
+
+    def next(self) -> Exchange | None:
+        """Take out the request that is to go now; None when there is none."""
+        if self.departures.is_overdue and (exchange := self.departures.next()) is not None:
+            return exchange
+        while self.queue:
+            exchange = self.queue.popleft()
+            if exchange.event != CONNECT or exchange.attempts or not exchange.owner.left:
+                return exchange
+            self.fail_soon(exchange, ApiUnreachable("the client has left"))
+        return self.departures.next()
+
+    # Requests that end here.
+
+    def fail(self, exchange: Exchange, error: ApiError) -> None:
+        """Tell the owner that there will be no answer."""
+        self._slot[c.REQUESTS_FAILED] += 1
+        exchange.owner.on_failure(exchange, error)
+
+    def fail_soon(self, exchange: Exchange, error: ApiError) -> None:
+        """Do the same from the loop, for when an owner may be calling us."""
+        self._failing.append((exchange, error))
+        if not self._is_failing_soon:
+            self._is_failing_soon = True
+            self._call_soon(self.fail_now)
+
+    def fail_now(self) -> None:
+        """Tell those owners of whom `fail_soon` has heard."""
+        self._is_failing_soon = False
+        for _ in range(len(self._failing)):
+            self.fail(*self._failing.popleft())
+
+    def turn_away(self, exchange: Exchange) -> None:
+        """Let a connect fail because the API is away."""
+        self.fail_soon(exchange, ApiUnreachable("the API is unreachable"))
+
+    def turn_away_connects(self) -> None:
+        """Do that for all in line; the others wait."""
+        waiting = list(self.queue)
+        self.queue.clear()
+        for exchange in waiting:
+            if exchange.event == CONNECT:
+                self.turn_away(exchange)
+            else:
+                self.queue.append(exchange)
+
+    def give_up(self) -> None:
+        """Park or fail all: the worker ends."""
+        waiting = [*self.queue, *self._retries.take_all(), *self.departures.take_all()]
+        self.queue.clear()
+        for exchange in waiting:
+            if exchange.event != DISCONNECT or not self.departures.park(exchange):
+                self.fail_soon(exchange, ApiAbandoned("the gateway is shutting down"))
+
+    def on_tick(self, now: float, *, api_is_away: bool) -> None:
+        """Bring back what is to be tried again."""
+        if self._failing:  # a fault in one owner kept the others from being told
+            self.fail_now()
+        self.queue.extend(self._retries.due(now))
+        self.departures.on_tick(now, api_is_away=api_is_away)
+        self._slot[c.API_QUEUE] = len(self.queue)
+
+    def expire(self, now: float, *, api_is_away: bool) -> None:
+        """Fail what has waited for too long."""
+        if now < self._expire_at:
+            return
+        # What was put off comes back behind younger ones, so the whole queue is looked at.
+        self._expire_at = now + _EXPIRE_EVERY_S
+        oldest = now - self._timeout_s
+        if not any(exchange.started < oldest for exchange in self.queue):
+            return
+        waiting = list(self.queue)
+        self.queue.clear()
+        error = ApiUnreachable if api_is_away else ApiTimeout
+        for exchange in waiting:
+            if exchange.started < oldest:
+                self.fail_soon(exchange, error("no connection to the API was free in time"))
+            else:
+                self.queue.append(exchange)

@@ -1,0 +1,135 @@
+"""Tell the API of a disconnect, in the very form in which a worker does it."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs
+from ws2api.gateway.http_wire import MAX_REPLY_HEAD_BYTES
+from ws2api.gateway.settings import ApiUrl, Settings
+from yarl import URL
+
+from .disconnect_queue import Disconnect
+
+# What aiohttp adds and a worker does not send.
+_NOT_SENT: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.USER_AGENT)
+_UNAVAILABLE: Final = 503
+
+
+class Verdict(Enum):
+    """Say what came of a request."""
+
+    TAKEN = "taken"
+    """The API has it."""
+    REFUSED = "refused"
+    """The API answered, with something else than 2xx: it may be this client's affair."""
+    LATE = "late"
+    """The API did not answer in time."""
+    BROKEN = "broken"
+    """The connection ended before the answer, or the API asks for patience: perhaps this
+    client's affair, perhaps the API is ending."""
+    UNREACHABLE = "unreachable"
+    """No connection came about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Hold a verdict, and for the log what led to it."""
+
+    verdict: Verdict
+    reason: str
+
+
+class ApiClient:
+    """Hold the connections of one reaper to the API. Create it where a loop runs.
+
+    Args:
+        settings: the API's address, authorities and timeouts.
+        connections: how many there may be.
+    """
+
+    def __init__(self, settings: Settings, connections: int) -> None:
+        self._api = settings.api
+        self._max_body_bytes = int(settings.max_message_size)
+        timeout_s = settings.api_timeout
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, ssl=_tls(settings)),
+            timeout=aiohttp.ClientTimeout(
+                total=timeout_s, sock_connect=min(settings.api_connect_timeout, timeout_s)
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_NOT_SENT,
+            auto_decompress=False,
+            trust_env=False,
+            max_line_size=MAX_REPLY_HEAD_BYTES,
+            max_field_size=MAX_REPLY_HEAD_BYTES,
+        )
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self._session.close()
+
+    async def report(self, disconnect: Disconnect) -> Outcome:
+        """Send the DELETE of one disconnect; never raises for what an API or a network may do."""
+        try:
+            async with self._session.delete(
+                _url(self._api, disconnect.client_id),
+                headers={
+                    hdrs.HOST: self._api.host_header,
+                    "Ws2api-Generation": str(disconnect.generation),
+                    "Ws2api-Close-Code": str(disconnect.code),
+                    hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
+                },
+                data=disconnect.reason,
+                allow_redirects=False,
+            ) as reply:
+                outcome = _judge(reply.status)
+                # The status is the answer; what is wrong behind it costs the connection only.
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    await self._skip_body(reply)
+                return outcome
+        except aiohttp.ServerTimeoutError as error:  # of connecting; the other is asyncio's own
+            return Outcome(Verdict.UNREACHABLE, str(error))
+        except TimeoutError:
+            return Outcome(Verdict.LATE, "no answer in time")
+        except aiohttp.ClientConnectorError as error:
+            return Outcome(Verdict.UNREACHABLE, str(error))
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            return Outcome(Verdict.BROKEN, str(error) or type(error).__name__)
+        except (aiohttp.ClientError, ValueError) as error:
+            return Outcome(Verdict.REFUSED, " ".join(str(error).split()))
+
+    async def _skip_body(self, reply: aiohttp.ClientResponse) -> None:
+        """Read the rest, so that the connection can be used again, unless it is too much."""
+        size = 0
+        while chunk := await reply.content.readany():
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                reply.close()
+                return
+
+
+def _judge(status: int) -> Outcome:
+    text = f"status {status}"
+    if 200 <= status < 300:
+        return Outcome(Verdict.TAKEN, text)
+    return Outcome(Verdict.BROKEN if status == _UNAVAILABLE else Verdict.REFUSED, text)
+
+
+def _url(api: ApiUrl, client_id: bytes) -> URL:
+    """Put the URL together; the path goes on the wire as it is, byte for byte."""
+    host = f"[{api.host}]" if ":" in api.host else api.host
+    scheme = "https" if api.tls else "http"
+    path = f"{api.path}/{client_id.decode('ascii')}"
+    return URL(f"{scheme}://{host}:{api.port}{path}", encoded=True)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | bool:
+    if not settings.api.tls:
+        return True  # aiohttp's word for its default
+    return ssl.create_default_context(cafile=str(settings.api_ca) if settings.api_ca else None)

@@ -1,0 +1,292 @@
+"""See to it that the API hears of every disconnect of which no worker can tell it any more.
+
+The reaper lives in the admin process, one in each gateway. It finds the workers that have died and
+moves what they left to the stream in Redis; and it brings what is in the stream, also what workers
+could not deliver, to the API. Any number of gateways may share a Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import structlog
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from ws2api.gateway import counters as c
+from ws2api.gateway.backoff import backoff
+from ws2api.gateway.disconnects import LEASE_S, LEASES, TAKE_OVER
+from ws2api.gateway.settings import Settings
+
+from .api_client import ApiClient
+from .delivery import MAX_AT_ONCE, Delivery
+from .disconnect_queue import DisconnectQueue
+
+_WATCH_EVERY_S: Final = 1.0
+_MEASURE_EVERY_S: Final = 2.0
+# Between two looks at what can be sent, so that one round trip to Redis does for several.
+_SEND_PAUSE_S: Final = 0.005
+# Between two batches of a lost worker, so that Redis serves the pushes too.
+_BATCH_PAUSE_S: Final = 0.02
+_REDIS_TIMEOUT_S: Final = 5.0
+# A Redis that takes longer for an answer has not been there for the workers either.
+_SLOW_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 2.0
+_ABANDONED_MARGIN_S: Final = 30.0
+_STOP_S: Final = 3.0
+_LEAVE_S: Final = 0.5
+_POLL_S: Final = 0.02
+_LOG_EVERY_S: Final = 30.0
+
+# What redis-py raises when Redis is not there; a BusyLoadingError is a ConnectionError to it.
+_AWAY: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError)
+
+T = TypeVar("T")
+_Step = Callable[[], Awaitable[object]]
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Leases:
+    """Hold what Redis knows of the workers: until when each counts as alive, in ms of its clock."""
+
+    until_ms: dict[str, float]
+    now_ms: float
+
+
+class Reaper:
+    """Watch the leases, deliver the stream, keep the figures.
+
+    Args:
+        settings: the options.
+        redis_url: where the stream is.
+        instance: unique id of this gateway; its workers' names begin with it and a dash.
+        living: returns the names of this gateway's workers that live. It is asked after the
+            leases were read, so that a worker that has just taken its first is among them.
+        figures: the row of the reaper in the counters.
+        trust_s: for how long Redis must have answered without a break before a lease that has run
+            out is believed: in that time every worker that lives has renewed its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis_url: str,
+        instance: str,
+        living: Callable[[], Collection[str]],
+        figures: memoryview,
+        *,
+        trust_s: float = LEASE_S,
+    ) -> None:
+        self._settings = settings
+        self._prefix = settings.redis_prefix
+        self._family = f"{instance}-"
+        self._living = living
+        self._figures = figures
+        self._trust_s = trust_s
+        # No second try behind the scenes: a restart of Redis is to be noticed.
+        self._redis = Redis.from_url(
+            redis_url,
+            protocol=2,
+            socket_timeout=_REDIS_TIMEOUT_S,
+            socket_connect_timeout=_REDIS_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._take_over = self._redis.register_script(TAKE_OVER.source)
+        self._queue = DisconnectQueue(
+            self._redis,
+            self._prefix,
+            instance,
+            os.getpid(),
+            2 * settings.api_timeout + _ABANDONED_MARGIN_S,
+        )
+        # Both None until `start`.
+        self._api: ApiClient | None = None
+        self._delivery: Delivery | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._hurried = False
+        self._undisturbed_since = 0.0
+        self._heard_at = 0.0
+        # Names of the loops to which Redis does not answer.
+        self._cut_off: set[str] = set()
+        self._log_error_at = 0.0
+
+    def start(self) -> None:
+        """Begin; a Redis or an API that is not there is waited for."""
+        self._api = ApiClient(self._settings, MAX_AT_ONCE)
+        self._delivery = Delivery(self._queue, self._api, self._settings.reap_rate, self._figures)
+        self._undisturbed_since = self._heard_at = time.monotonic()
+        loops: dict[str, tuple[_Step, float]] = {
+            "watch": (self._watch, _WATCH_EVERY_S),
+            "measure": (self._measure, _MEASURE_EVERY_S),
+            "read": (self._delivery.read, 0.0),
+            "send": (self._delivery.send, _SEND_PAUSE_S),
+        }
+        for name, (step, pause_s) in loops.items():
+            task = asyncio.create_task(self._repeat(name, step, pause_s))
+            self._tasks.append(task)
+
+    async def stop(self) -> int | None:
+        """End within a few seconds.
+
+        When all workers have ended this is the end of the gateway: as much is delivered as the
+        time allows. Otherwise a successor is about to go on, and only what is under way to the API
+        is waited for.
+
+        Returns:
+            how many disconnects are left in the stream; None when Redis does not say.
+        """
+        left = None
+        self._stopping = True
+        if self._delivery is not None and self._api is not None:
+            with contextlib.suppress(TimeoutError, exceptions.RedisError, OSError):
+                async with asyncio.timeout(_STOP_S):
+                    await self._finish(self._delivery)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._delivery.close()
+            await self._api.close()
+            with contextlib.suppress(TimeoutError, exceptions.RedisError, OSError):
+                async with asyncio.timeout(_LEAVE_S):
+                    await self._queue.leave()
+                    left = await self._measure()
+        await self._redis.aclose()
+        return left
+
+    def hurry(self) -> None:
+        """Let `stop` wait for nothing more."""
+        self._hurried = True
+
+    async def _finish(self, delivery: Delivery) -> None:
+        if self._living():
+            delivery.rest()
+        else:  # not each may have had the time to hand over what it owed
+            await self._watch()
+            delivery.finish()
+        while not (delivery.is_finished or self._cut_off or self._hurried):
+            await asyncio.sleep(_POLL_S)
+
+    # The loops.
+
+    async def _repeat(self, name: str, step: _Step, pause_s: float) -> None:
+        """Repeat a step for as long as the process lives, whatever comes."""
+        failures = 0
+        while True:
+            try:
+                await step()
+            except Exception as error:
+                failures += 1
+                self._on_failure(name, error)
+                await asyncio.sleep(backoff(failures, _FIRST_PAUSE_S, _MAX_PAUSE_S))
+            else:
+                failures = 0
+                self._on_success(name)
+                await asyncio.sleep(pause_s)
+
+    def _on_success(self, name: str) -> None:
+        if name in self._cut_off:
+            self._cut_off.remove(name)
+            if not self._cut_off:
+                _log.info("the reaper has Redis back")
+
+    def _on_failure(self, name: str, error: Exception) -> None:
+        """Log it: an outage once, anything else now and then."""
+        self._undisturbed_since = time.monotonic()
+        if self._delivery is not None:
+            self._delivery.on_redis_lost()
+        if isinstance(error, _AWAY):
+            if not self._cut_off and not self._stopping:
+                _log.warning("the reaper has no Redis", error=str(error))
+            self._cut_off.add(name)
+            return
+        if isinstance(error, exceptions.ResponseError) and "NOGROUP" in str(error):
+            return  # Redis was emptied; the next step creates the group again
+        now = time.monotonic()
+        if now >= self._log_error_at:
+            self._log_error_at = now + _LOG_EVERY_S
+            is_redis = isinstance(error, exceptions.RedisError)
+            _log.error("the reaper failed", error=str(error), exc_info=not is_redis)
+
+    # Lost workers.
+
+    async def _watch(self) -> None:
+        """Take over from every worker that is dead."""
+        leases = await self._read_leases()
+        living = self._living()
+        for worker, until_ms in leases.until_ms.items():
+            is_known = worker.startswith(self._family) and worker not in living
+            if is_known or until_ms == 0:
+                await self._take_over_from(worker, until_ms, is_known=is_known)
+        for worker, until_ms in leases.until_ms.items():
+            if 0 < until_ms <= leases.now_ms and self._trusts_redis:
+                await self._take_over_from(worker, until_ms, is_known=False)
+
+    async def _read_leases(self) -> _Leases:
+        entries: list[Any] = await self._ask(
+            self._redis.zrange(self._prefix + LEASES, 0, -1, withscores=True)
+        )
+        now_s, now_us = await self._ask(self._redis.time())
+        until_ms = {worker.decode("ascii"): float(score) for worker, score in entries}
+        return _Leases(until_ms, now_s * 1000 + now_us / 1000)
+
+    @property
+    def _trusts_redis(self) -> bool:
+        return time.monotonic() - self._undisturbed_since >= self._trust_s
+
+    async def _take_over_from(self, worker: str, until_ms: float, *, is_known: bool) -> None:
+        """Move what a worker left to the stream, batch by batch; stop if it turns out to live."""
+        bound = self._settings.max_pending_disconnects
+        moved = reconnected = 0
+        more: Any = 1
+        try:
+            while more and (is_known or until_ms == 0 or self._trusts_redis):
+                reply = await self._ask(
+                    self._take_over(keys=[self._prefix], args=[worker, bound, int(is_known)])
+                )
+                if reply is None:
+                    break
+                moved += reply[0]
+                reconnected += reply[1]
+                self._figures[c.REAPER_TAKEN_OVER] += reply[0]
+                if more := reply[2]:
+                    await asyncio.sleep(_BATCH_PAUSE_S)
+        finally:
+            if moved or reconnected:
+                _log.warning(
+                    "took over from a worker that is gone",
+                    incarnation=worker,
+                    disconnects=moved,
+                    reconnected=reconnected,
+                )
+
+    async def _ask(self, command: Awaitable[T]) -> T:
+        """Await a reply, and note whether Redis, or this process, stood still meanwhile."""
+        began = time.monotonic()
+        if began - self._heard_at > _WATCH_EVERY_S + _SLOW_S:
+            self._undisturbed_since = began
+        reply = await command
+        self._heard_at = time.monotonic()
+        if self._heard_at - began > _SLOW_S:
+            self._undisturbed_since = self._heard_at
+        return reply
+
+    # Figures.
+
+    async def _measure(self) -> int:
+        """Note the figures of the stream; return its length."""
+        measure = await self._queue.measure()
+        self._figures[c.DISCONNECTS_PENDING] = measure.length
+        self._figures[c.DISCONNECTS_OLDEST_S] = measure.oldest_s
+        self._figures[c.DISCONNECTS_DROPPED] = measure.dropped
+        return measure.length
