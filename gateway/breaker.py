@@ -2,8 +2,8 @@
 
     CLOSED     all may go; failures in a row are counted  → OPEN at the fifth
     OPEN       nothing may go                             → HALF_OPEN when the pause is over
-    HALF_OPEN  one may go, one more after each success    → CLOSED when nothing waits any more, or as
-                                                            many may be under way as ever
+    HALF_OPEN  one may go, one more after each success    → CLOSED when nothing waits any more, or
+                                                            as many may be under way as ever
                                                           → OPEN at the first failure, for longer
 
 A failure is a sign that the API is away or does not keep up: it cannot be connected to, answers

@@ -65,6 +65,12 @@ class Departures:
         self._lost = 0
         self._lost_logged_at = float("-inf")
 
+    def __repr__(self) -> str:
+        return (
+            f"<Departures disconnects_queued={len(self.waiting)}"
+            f" disconnects_sent={self._under_way} disconnects_retries={len(self._retries)}>"
+        )
+
     def __len__(self) -> int:
         """Count those whose outcome is not known."""
         return len(self.waiting) + len(self._retries) + self._under_way

@@ -89,8 +89,8 @@ class Drain:
             if not waiting:
                 waiting = [client for client in hub.clients.values() if not client.is_leaving]
                 count = len(waiting)
-                if not hub.clients and all(client.state > CLAIMING for client in hub.live):
-                    return
+            if not hub.clients and all(client.state > CLAIMING for client in hub.live):
+                return
             await asyncio.sleep(_PACE_S * (0.5 + random.random()))
 
     async def finish(self, *, retiring: bool) -> int:
@@ -135,7 +135,7 @@ class Drain:
             async with asyncio.timeout(_REDIS_TIME_S):
                 left = await self._outbox.hand_over()
         except (TimeoutError, RedisUnavailable, hiredis.HiredisError):
-            return self._unreported
+            return self._unreported + self._outbox.unconfirmed
         if left:
             _log.warning("reapers will tell the API of disconnects", count=left)
         return 0

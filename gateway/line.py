@@ -52,13 +52,10 @@ class Line:
         self.departures = Departures(slot, most_disconnects, park, self.fail_soon)
         self._expire_at = 0.0
         self._failing: deque[tuple[Exchange, ApiError]] = deque()
-        self._is_failing_soon = False
+        self._is_telling_soon = False
 
     def __repr__(self) -> str:
-        return (
-            f"<Line queued={len(self.queue)} retries={len(self._retries)}"
-            f" disconnects={len(self.departures)}>"
-        )
+        return f"<Line queued={len(self.queue)} retries={len(self._retries)} {self.departures!r}>"
 
     @property
     def ready(self) -> int:
@@ -107,15 +104,21 @@ class Line:
     def fail_soon(self, exchange: Exchange, error: ApiError) -> None:
         """Do the same from the loop, for when an owner may be calling us."""
         self._failing.append((exchange, error))
-        if not self._is_failing_soon:
-            self._is_failing_soon = True
-            self._call_soon(self.fail_now)
+        self._tell_soon()
 
-    def fail_now(self) -> None:
-        """Tell those owners of whom `fail_soon` has heard."""
-        self._is_failing_soon = False
-        for _ in range(len(self._failing)):
-            self.fail(*self._failing.popleft())
+    def _tell_soon(self) -> None:
+        if not self._is_telling_soon:
+            self._is_telling_soon = True
+            self._call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling_soon = False
+        try:
+            for _ in range(len(self._failing)):
+                self.fail(*self._failing.popleft())
+        finally:
+            if self._failing:  # also when one owner's fault has kept the others from being told
+                self._tell_soon()
 
     def turn_away(self, exchange: Exchange) -> None:
         """Let a connect fail because the API is away."""
@@ -141,8 +144,6 @@ class Line:
 
     def on_tick(self, now: float, *, api_is_away: bool) -> None:
         """Bring back what is to be tried again."""
-        if self._failing:  # a fault in one owner kept the others from being told
-            self.fail_now()
         self.queue.extend(self._retries.due(now))
         self.departures.on_tick(now, api_is_away=api_is_away)
         self._slot[c.API_QUEUE] = len(self.queue)

@@ -131,7 +131,7 @@ class Session:
         """Tell whether the API accepted; refuse the client and return False if not."""
         raise NotImplementedError
 
-    def _refuse(self, status: int, text: str) -> None:
+    def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
         """Answer the handshake with an error."""
         raise NotImplementedError
 
@@ -230,7 +230,7 @@ class Session:
             self.in_flight -= 1
             self._proceed()
         elif exchange.event == CONNECT:
-            self._refuse(error.status, str(error))
+            self._refuse(error.status, str(error), error.header_lines)
         else:
             self._forget()
 

@@ -124,7 +124,7 @@ class Upstream:
         self._pool.close()
         self._queue.extendleft(reversed(under_way))
         self._line.give_up()
-        self._line.fail_now()
+        await asyncio.sleep(0)  # the owners are told from the loop
 
     # Answers, as the connections report them.
 
@@ -310,7 +310,7 @@ class Upstream:
     def _on_tick(self, now: float) -> None:
         if now - self._ticked_at <= _STANDSTILL_S:
             self._expire_under_way(now)
-            self._line.expire(now, api_is_away=self._is_doubtful)
+            self._line.expire(now, api_is_away=self._is_away or not self._pool.members)
         self._ticked_at = now
         self._line.on_tick(now, api_is_away=self._is_away)
         self._pool.close_old(now)

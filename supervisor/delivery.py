@@ -10,7 +10,7 @@ import contextlib
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 import structlog
@@ -29,6 +29,7 @@ _READ_AT_ONCE: Final = 256
 _READ_WAIT_S: Final = 0.5
 _IDLE_S: Final = 0.5
 _POLL_S: Final = 0.02
+_CANCEL_AGAIN_S: Final = 0.1
 _PROBE_POLL_S: Final = 0.05
 _ADOPT_EVERY_S: Final = 10.0
 _FIRST_RETRY_S: Final = 1.0
@@ -121,9 +122,7 @@ class Delivery:
 
     async def close(self) -> None:
         """Give up what is being sent; it stays in the stream."""
-        for task in self._sending:
-            task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await end_tasks(self._sending)
         self._figures[c.DISCONNECTS_HELD] = 0
 
     def on_redis_lost(self) -> None:
@@ -135,7 +134,10 @@ class Delivery:
     async def read(self) -> None:
         """Take in some entries, as far as there is room; wait for them or for room."""
         room = min(self._max_held - len(self._held), _READ_AT_ONCE)
-        if room <= 0 or self._resting:
+        if self._resting:
+            await asyncio.sleep(_POLL_S)
+            return
+        if room <= 0:
             await _wait(self._room, _IDLE_S)
             return
         now = self._clock()
@@ -319,6 +321,15 @@ class Delivery:
             "the API does not take a disconnect", reason=outcome.reason, others=self._unlogged
         )
         self._log_at, self._unlogged = now + _LOG_EVERY_S, 0
+
+
+async def end_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: in the midst of connecting, libraries lose a cancel."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -26,7 +26,7 @@ from ws2api.gateway.disconnects import LEASE_S, LEASES, TAKE_OVER
 from ws2api.gateway.settings import Settings
 
 from .api_client import ApiClient
-from .delivery import MAX_AT_ONCE, Delivery
+from .delivery import MAX_AT_ONCE, Delivery, end_tasks
 from .disconnect_queue import DisconnectQueue
 
 _WATCH_EVERY_S: Final = 1.0
@@ -152,9 +152,7 @@ class Reaper:
             with contextlib.suppress(TimeoutError, exceptions.RedisError, OSError):
                 async with asyncio.timeout(_STOP_S):
                     await self._finish(self._delivery)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end_tasks(self._tasks)
             await self._delivery.close()
             await self._api.close()
             with contextlib.suppress(TimeoutError, exceptions.RedisError, OSError):

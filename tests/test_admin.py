@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from harness.api import FakeApi
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S
 from redis import Redis
@@ -288,15 +287,16 @@ class TestProcess:
         with (
             TemporaryDirectory() as folder,
             ValkeyProcess(Path(folder)) as valkey,
-            FakeApi() as api,
+            socket.socket() as reserved,
         ):
-            api.close()
+            reserved.bind(("127.0.0.1", 0))  # nobody listens
+            api = f"http://127.0.0.1:{reserved.getsockname()[1]}/"
             with Redis.from_url(valkey.url) as client:
                 client.xadd(
                     "ws2api:" + disconnects.STREAM,
                     {"id": "ann", "generation": 1, "code": 1000, "reason": ""},
                 )
-            pid, port = self.run(listener, counters, valkey.url, "--redis", redis, "--api", api.url)
+            pid, port = self.run(listener, counters, valkey.url, "--redis", redis, "--api", api)
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as one:
                 one.request("GET", "/healthz")
                 one.getresponse().read()

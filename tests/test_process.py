@@ -57,18 +57,18 @@ def test_child_has_clean_signals() -> None:
 
 def test_child_writes_its_stack_on_sigquit(capfd: pytest.CaptureFixture[str]) -> None:
     def wait_for_ever() -> int:
-        signal.pause()  # interrupted by the signal, but the handler is no Python
-        return 0
+        while True:
+            signal.pause()
+
+    written: list[str] = []
+
+    def is_written() -> bool:
+        os.kill(child, signal.SIGQUIT)  # again, because the first may have come too early
+        written.append(capfd.readouterr().err)
+        return "in wait_for_ever\n" in "".join(written)
 
     child = process.fork(wait_for_ever)
     try:
-        os.kill(child, signal.SIGQUIT)
-        written: list[str] = []
-
-        def is_written() -> bool:
-            written.append(capfd.readouterr().err)
-            return "in wait_for_ever\n" in "".join(written)
-
         until(is_written)
     finally:
         os.kill(child, signal.SIGKILL)

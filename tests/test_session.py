@@ -97,7 +97,7 @@ class Recorder(Session):
             self._forget()
         return accepted
 
-    def _refuse(self, status: int, text: str) -> None:
+    def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
         self.actions.append(("refuse", status))
         self._forget()
 

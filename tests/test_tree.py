@@ -51,7 +51,7 @@ class Supervisor:
 
     def wait_for(self, word: str) -> str:
         """Wait until a word is said, and return what follows it."""
-        until(lambda: self.said(word) is not None, what=f"{word}: {self.log}")
+        self._until(lambda: self.said(word) is not None, word)
         return self.said(word) or ""
 
     @property
@@ -66,8 +66,14 @@ class Supervisor:
 
     def wait_for_event(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until the log has so many such lines, and return them."""
-        until(lambda: len(self.events(event)) >= count, what=f"{event}: {self.log}")
+        self._until(lambda: len(self.events(event)) >= count, event)
         return self.events(event)
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            until(condition, what=what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._stdout.read_text()}\n{self.log}") from None
 
     @property
     def children(self) -> list[Process]:
@@ -429,7 +435,7 @@ def test_stuck_worker_shows_its_stack_and_is_replaced(start: Start) -> None:
     assert not stuck["booting"]
     new = supervisor.ask_each(1, known=pids_of(old))
     assert new[0]["restarts"] == 1
-    assert "in block_for_ever\n" in supervisor.log
+    assert "in block_for_ever\n" in supervisor.log, supervisor.log
     assert supervisor.ask_each(2)[1]["pid"] == old[1]["pid"]
     assert_ends_cleanly(supervisor)
 
@@ -455,7 +461,7 @@ def test_worker_that_never_comes_to_serve_shows_its_stack(start: Start) -> None:
     stuck = supervisor.wait_for_event("stuck", 3)
     assert all(line["booting"] for line in stuck)
     supervisor.wait_for_event("died, to be restarted")
-    assert "in boot\n" in supervisor.log
+    assert "in boot\n" in supervisor.log, supervisor.log
     assert_ends_cleanly(supervisor)
 
 

@@ -1,349 +1,31 @@
-"""Send exchanges to an API on loopback whose every answer, and every hour, is up to the test."""
+"""Send exchanges to an API on loopback: connections, attempts, deadlines, the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import re
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, NamedTuple, cast
 
 import pytest
-import uvloop
+from harness.upstream import (
+    API_TIMEOUT_S,
+    IDLE_LIMIT_S,
+    LONGEST_BACKOFF_S,
+    TICK_S,
+    Gateway,
+    Sent,
+    gateway,
+    in_loop,
+)
 from ws2api.gateway import counters as c
-from ws2api.gateway.counters import Counters
 from ws2api.gateway.errors import (
+    ApiAbandoned,
     ApiDisconnected,
-    ApiError,
     ApiReplyInvalid,
     ApiTimeout,
     ApiUnreachable,
 )
-from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
-from ws2api.gateway.http_wire import ReplyReader
-from ws2api.gateway.settings import Settings
-from ws2api.gateway.sweeper import Sweeper
-from ws2api.gateway.upstream import Upstream
-
-DEADLINE_S = 10.0
-API_TIMEOUT_S = 10.0
-IDLE_LIMIT_S = 50.0
-TICK_S = 0.1
-# Longer than the longest wait between two attempts of a message.
-LONGEST_BACKOFF_S = 2.0
-MAX_REPLY_BYTES = 1000
-
-METHODS = {CONNECT: "GET", MESSAGE: "POST", DISCONNECT: "DELETE"}
-
-Test = Callable[..., Coroutine[Any, Any, None]]
-
-
-def in_loop(test: Test) -> Callable[..., None]:
-    """Run a test inside a loop, in time, and let no exception get lost there."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, context: complaints.append(context))
-            async with asyncio.timeout(DEADLINE_S):
-                await test(*args, **kwargs)
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-        assert not complaints
-
-    return run
-
-
-class Clock:
-    """Be the loop that a sweeper sees: time goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._tick: Callable[[], None] | None = None
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        self._tick = callback
-
-    def advance(self, seconds: float) -> None:
-        """Let time go by, one tick after the other."""
-        assert self._tick is not None
-        for _ in range(round(seconds / TICK_S)):
-            self.now += TICK_S
-            self._tick()
-
-
-# The API.
-
-
-class Arrived:
-    """Be a request that has arrived at the API and waits for its answer."""
-
-    def __init__(self, connection: ApiSide, method: str, target: str, body: bytes) -> None:
-        self._connection = connection
-        self.number = connection.number
-        self.method = method
-        self.name = target[1:]
-        self.body = body
-
-    def answers(self, status: int = 200, body: bytes = b"", *lines: str) -> None:
-        length = [] if status == 204 else [f"Content-Length: {len(body)}"]
-        head = [f"HTTP/1.1 {status} Whatever", *length, *lines, "", ""]
-        self.sends("\r\n".join(head).encode() + body)
-
-    def sends(self, wire: bytes) -> None:
-        self._connection.transport.write(wire)
-
-    def hangs_up(self) -> None:
-        self._connection.transport.close()
-
-    async def is_given_up(self) -> None:
-        """Wait until the gateway has closed the connection."""
-        await self._connection.lost.wait()
-
-
-class ApiSide(asyncio.Protocol):
-    """Read requests from one connection of the gateway."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self._buffer = b""
-        self.transport: Any = None
-        self.lost = asyncio.Event()
-        self.number = -1
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-        self.number = len(self._api.connections)
-        self._api.connections.append(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while b"\r\n\r\n" in self._buffer:
-            head, _, rest = self._buffer.partition(b"\r\n\r\n")
-            length = re.search(rb"Content-Length: (\d+)", head)
-            size = int(length[1]) if length else 0
-            if len(rest) < size:
-                return
-            self._buffer = rest[size:]
-            method, target, _ = head.decode().split("\r\n")[0].split(" ")
-            self._api.takes(Arrived(self, method, target, rest[:size]))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-
-
-class Api:
-    """Listen on a port of its own, which stays reserved while nobody listens."""
-
-    def __init__(self) -> None:
-        self.connections: list[ApiSide] = []
-        self._arrived: asyncio.Queue[Arrived] = asyncio.Queue()
-        self._server: asyncio.AbstractServer | None = None
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-
-    async def open(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ApiSide(self), sock=self._socket.dup())
-
-    async def close(self) -> None:
-        """End every connection and refuse new ones."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-        for connection in self.connections:
-            connection.transport.abort()
-            await connection.lost.wait()
-
-    async def end(self) -> None:
-        await self.close()
-        self._socket.close()
-
-    def takes(self, request: Arrived) -> None:
-        if request.method == "PROBE":
-            request.answers()
-        else:
-            self._arrived.put_nowait(request)
-
-    async def next(self) -> Arrived:
-        """Wait for the next request."""
-        return await self._arrived.get()
-
-    def has_more(self) -> bool:
-        """Tell whether a request has arrived that was not taken yet."""
-        return not self._arrived.empty()
-
-    async def nothing_more_arrives(self) -> None:
-        """Check that no request is under way: one sent now would overtake it."""
-        for _ in range(2):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(b"PROBE / HTTP/1.1\r\n\r\n")
-            await reader.readuntil(b"\r\n\r\n")
-            writer.close()
-            await writer.wait_closed()
-            await self.connections.pop().lost.wait()
-        assert self._arrived.empty()
-
-
-# The gateway.
-
-
-class Reply(NamedTuple):
-    """Note what an owner saw of a reply."""
-
-    status: int
-    body: bytes
-    headers: list[tuple[bytes, bytes]]
-
-
-class Sent:
-    """Be the owner of one exchange, and wait for its outcome."""
-
-    def __init__(self, event: int, name: str) -> None:
-        assert " " not in name
-        wire = f"{METHODS[event]} /{name} HTTP/1.1\r\nHost: api\r\nContent-Length: 0\r\n\r\n"
-        self.exchange = Exchange(self, event, wire.encode())
-        self._outcome: asyncio.Future[Reply | ApiError] = asyncio.Future()
-        self.then: Callable[[], None] = lambda: None
-
-    def on_reply(self, exchange: Exchange, reply: ReplyReader) -> None:
-        assert exchange is self.exchange
-        self._outcome.set_result(Reply(reply.status, reply.body, list(reply.headers)))
-        self.then()
-
-    def on_failure(self, exchange: Exchange, error: ApiError) -> None:
-        assert exchange is self.exchange
-        self._outcome.set_result(error)
-        self.then()
-
-    @property
-    def is_done(self) -> bool:
-        return self._outcome.done()
-
-    async def is_done_or(self, condition: Callable[[], bool]) -> None:
-        """Wait for the outcome, or for something else if that is earlier."""
-        while not self.is_done and not condition():
-            await asyncio.sleep(0)
-
-    async def reply(self) -> Reply:
-        outcome = await self._outcome
-        assert isinstance(outcome, Reply), outcome
-        return outcome
-
-    async def is_answered(self, status: int = 200, body: bytes = b"") -> None:
-        assert (await self.reply())[:2] == (status, body)
-
-    async def fails(self, error: type[ApiError]) -> None:
-        assert type(await self._outcome) is error
-
-
-class Gateway:
-    """Hold an upstream with its clock and its API."""
-
-    def __init__(self, api: Api, options: dict[str, Any]) -> None:
-        self.api = api
-        self.clock = Clock()
-        self.slot = Counters(1).bank(0, 0)
-        sweeper = Sweeper(cast(Any, self.clock))
-        values = {
-            "workers": 1,
-            "api": f"http://127.0.0.1:{api.port}/",
-            "api_timeout": API_TIMEOUT_S,
-            "max_message_size": MAX_REPLY_BYTES,
-        }
-        settings = Settings(**{**values, **options})  # type: ignore[arg-type]
-        loop = asyncio.get_running_loop()
-        self.upstream = Upstream(settings, self.slot, sweeper, loop, None)
-        sweeper.start()
-        self.sent: list[Sent] = []
-
-    def submits(self, event: int, name: str) -> Sent:
-        sent = Sent(event, name)
-        self.upstream.submit(sent.exchange)
-        assert not sent.is_done, "called back before submit returned"
-        self.sent.append(sent)
-        return sent
-
-    def connects(self, name: str = "c") -> Sent:
-        return self.submits(CONNECT, name)
-
-    def posts(self, name: str = "m") -> Sent:
-        return self.submits(MESSAGE, name)
-
-    def reports(self, name: str = "d") -> Sent:
-        return self.submits(DISCONNECT, name)
-
-    async def exchanges(self, name: str = "m", *lines: str) -> Arrived:
-        """Post one message and have it answered; return what the API saw of it."""
-        sent = self.posts(name)
-        request = await self.api.next()
-        request.answers(200, b"", *lines)
-        await sent.is_answered()
-        return request
-
-    async def warms_up(self, count: int) -> list[int]:
-        """Make so many connections idle; return their numbers, the one used last at the end."""
-        sent = [self.posts(f"warm{i}") for i in range(count)]
-        requests = [await self.api.next() for _ in sent]
-        for request in requests:
-            request.answers()
-            await sent[int(request.name.removeprefix("warm"))].is_answered()
-        return [request.number for request in requests]
-
-    def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
-    def shows(self, **counts: int) -> bool:
-        """Tell whether the repr says so."""
-        shown = dict(re.findall(r"(\w+)=(\d+)", repr(self.upstream)))
-        return all(int(shown[name]) == count for name, count in counts.items())
-
-    async def tries_again(self) -> Arrived:
-        """Let time go by until the next attempt arrives."""
-        await self.comes_to_show(connecting=0)
-        while self.shows(connections=0) or self.shows(connections=1, idle=1):
-            self.advance(TICK_S)
-            await self.comes_to_show(connecting=0)
-        return await self.api.next()
-
-    async def comes_to_show(self, **counts: int) -> None:
-        """Wait until the repr says so."""
-        while not self.shows(**counts):
-            await asyncio.sleep(0)
-
-    def assert_books_are_kept(self) -> None:
-        slot = self.slot
-        finished = slot[c.REQUESTS_SUCCEEDED] + slot[c.REQUESTS_FAILED]
-        assert slot[c.REQUESTS_STARTED] == len(self.sent)
-        assert finished == sum(sent.is_done for sent in self.sent)
-
-
-@contextlib.asynccontextmanager
-async def gateway(*, listens: bool = True, **options: Any) -> AsyncIterator[Gateway]:
-    api = Api()
-    if listens:
-        await api.open()
-    gateway = Gateway(api, options)
-    try:
-        yield gateway
-        gateway.assert_books_are_kept()
-    finally:
-        await gateway.upstream.close()
-        await api.end()
-
+from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE
 
 # One exchange.
 
@@ -444,7 +126,7 @@ async def test_owner_may_send_the_next_from_within_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"api_max_connections": 2}, {"api_max_connections": 9, "workers": 4}]
+    "limits", [{"api_max_connections": 2}, {"api_max_connections": 7, "workers": 4}]
 )
 @in_loop
 async def test_no_more_connections_than_allowed(limits: dict[str, int]) -> None:
@@ -453,7 +135,6 @@ async def test_no_more_connections_than_allowed(limits: dict[str, int]) -> None:
         requests = [await gw.api.next() for _ in range(2)]
         await gw.api.nothing_more_arrives()
         assert gw.shows(connections=2, idle=0, queued=4)
-        assert gw.upstream.unfinished == 6
         for i in range(2, 6):
             request = requests.pop(0)
             request.answers()
@@ -464,7 +145,7 @@ async def test_no_more_connections_than_allowed(limits: dict[str, int]) -> None:
             request.answers()
         for each in sent:
             await each.is_answered()
-        assert gw.upstream.unfinished == 0
+        assert gw.shows(connections=2, idle=2, queued=0)
         assert len(gw.api.connections) == 2
 
 
@@ -495,9 +176,10 @@ async def test_no_more_idle_connections_than_allowed(limit: int, kept: int) -> N
 
 @in_loop
 async def test_idle_connections_are_divided_among_the_workers() -> None:
-    async with gateway(api_max_idle=4, workers=2) as gw:
-        await gw.warms_up(3)
-        assert gw.shows(idle=2)
+    for limit, share in ((4, 2), (3, 2), (1, 1), (0, 0)):
+        async with gateway(api_max_idle=limit, workers=2) as gw:
+            await gw.warms_up(3)
+            assert gw.shows(idle=share)
 
 
 @in_loop
@@ -570,7 +252,8 @@ async def test_repr_is_a_diagnosis() -> None:
         gw.posts()
         assert repr(gw.upstream) == (
             f"<Upstream http://127.0.0.1:{gw.api.port}/ connections=0 idle=0"
-            f" connecting=1 queued=2 retries=0>"
+            f" connecting=1 <Line queued=2 retries=0 <Departures disconnects_queued=0"
+            f" disconnects_sent=0 disconnects_retries=0>> <Breaker closed failures=0 window=0>>"
         )
         gw.advance(TICK_S)
         assert gw.slot[c.API_QUEUE] == 2
@@ -734,33 +417,6 @@ async def test_503_is_the_answer_when_the_time_is_up() -> None:
         assert gw.slot[c.REQUESTS_FAILED] == 1
 
 
-@pytest.mark.parametrize("status", [301, 404, 500, 503])
-@in_loop
-async def test_disconnect_is_sent_again_until_the_api_has_heard(status: int) -> None:
-    async with gateway() as gw:
-        sent = gw.reports("gone")
-        request = await gw.api.next()
-        end = gw.clock.now + 5 * API_TIMEOUT_S
-        while gw.clock.now < end:
-            request.answers(status)
-            await gw.comes_to_show(retries=1)
-            request = await gw.tries_again()
-        assert (request.method, request.name) == ("DELETE", "gone")
-        request.answers(204)
-        await sent.is_answered(204)
-
-
-@in_loop
-async def test_disconnect_is_sent_again_after_a_lost_connection() -> None:
-    async with gateway() as gw:
-        sent = gw.reports()
-        (await gw.api.next()).hangs_up()
-        await gw.comes_to_show(retries=1)
-        gw.advance(LONGEST_BACKOFF_S)
-        (await gw.api.next()).answers()
-        await sent.is_answered()
-
-
 @in_loop
 async def test_next_attempt_uses_an_idle_connection() -> None:
     async with gateway() as gw:
@@ -795,17 +451,6 @@ async def test_answer_that_cannot_be_used(wire: bytes) -> None:
         await request.is_given_up()
         assert gw.slot[c.API_REPLIES_INVALID] == 1
         assert gw.shows(connections=0)
-
-
-@in_loop
-async def test_disconnect_whose_answer_cannot_be_used_is_sent_again() -> None:
-    async with gateway() as gw:
-        sent = gw.reports()
-        (await gw.api.next()).sends(b"nonsense\r\n\r\n")
-        await gw.comes_to_show(retries=1)
-        gw.advance(LONGEST_BACKOFF_S)
-        (await gw.api.next()).answers()
-        await sent.is_answered()
 
 
 # An API that hangs.
@@ -859,7 +504,7 @@ async def test_what_waits_behind_a_hanging_api_fails_in_time() -> None:
         gw.advance(API_TIMEOUT_S + 3 * TICK_S)
         for each in sent:
             await each.fails(ApiTimeout)
-        assert gw.upstream.unfinished == 0
+        assert gw.shows(connections=0, connecting=0, queued=0, retries=0)
 
 
 @in_loop
@@ -872,7 +517,7 @@ async def test_message_that_was_put_off_fails_in_time_behind_younger_ones() -> N
         first.answers(503)
         assert (await gw.api.next()).name == "young"
         gw.advance(0.2 * API_TIMEOUT_S + 3 * TICK_S)
-        assert old.is_done
+        await old.fails(ApiTimeout)
         assert not any(each.is_done for each in young)
 
 
@@ -882,19 +527,6 @@ async def test_hanging_request_does_not_hold_up_others() -> None:
         gw.posts("hangs")
         await gw.api.next()
         assert (await gw.exchanges("other")).number == 1
-
-
-@in_loop
-async def test_disconnect_that_is_not_answered_is_sent_again() -> None:
-    async with gateway() as gw:
-        sent = gw.reports()
-        hanging = await gw.api.next()
-        gw.advance(API_TIMEOUT_S + 3 * TICK_S)
-        await hanging.is_given_up()
-        assert not sent.is_done
-        gw.advance(LONGEST_BACKOFF_S)
-        (await gw.api.next()).answers()
-        await sent.is_answered()
 
 
 @in_loop
@@ -917,116 +549,6 @@ async def test_host_whose_name_cannot_be_one() -> None:
         await gw.connects().fails(ApiUnreachable)
 
 
-# An API that is away.
-
-
-@in_loop
-async def test_connect_fails_at_once_while_the_api_is_away() -> None:
-    async with gateway(listens=False) as gw:
-        await gw.connects().fails(ApiUnreachable)
-        await gw.comes_to_show(connecting=0)
-        await gw.connects().fails(ApiUnreachable)
-
-
-@pytest.mark.parametrize("event", [MESSAGE, DISCONNECT])
-@in_loop
-async def test_messages_and_disconnects_wait_for_the_api_to_come_back(event: int) -> None:
-    async with gateway(listens=False) as gw:
-        sent = [gw.submits(event, f"{i}") for i in range(3)]
-        await gw.comes_to_show(connecting=0, queued=3)
-        gw.advance(LONGEST_BACKOFF_S)
-        await gw.comes_to_show(connecting=0, queued=3)
-        await gw.api.open()
-        gw.advance(LONGEST_BACKOFF_S + TICK_S)
-        names = []
-        for _ in sent:
-            request = await gw.api.next()
-            names.append(request.name)
-            request.answers()
-        assert sorted(names) == ["0", "1", "2"]
-        for each in sent:
-            await each.is_answered()
-
-
-@in_loop
-async def test_owner_may_try_again_from_within_the_failure() -> None:
-    async with gateway(listens=False) as gw:
-        first = gw.connects("first")
-        first.then = lambda: gw.connects("second") and None
-        await first.fails(ApiUnreachable)
-        await gw.sent[1].fails(ApiUnreachable)
-
-
-@in_loop
-async def test_connect_that_fails_takes_nobody_with_it() -> None:
-    async with gateway(listens=False) as gw:
-        message, connect = gw.posts(), gw.connects()
-        await connect.fails(ApiUnreachable)
-        assert not message.is_done
-        await gw.comes_to_show(queued=1)
-
-
-@in_loop
-async def test_message_fails_when_the_api_is_away_for_long() -> None:
-    async with gateway(listens=False) as gw:
-        sent = gw.posts()
-        await gw.comes_to_show(connecting=0)
-        gw.advance(API_TIMEOUT_S + 2 * TICK_S)
-        await sent.fails(ApiUnreachable)
-
-
-@in_loop
-async def test_disconnect_waits_however_long_the_api_is_away() -> None:
-    async with gateway(listens=False) as gw:
-        sent = gw.reports()
-        for _ in range(10):
-            await gw.comes_to_show(connecting=0)
-            gw.advance(API_TIMEOUT_S)
-        await gw.api.open()
-        (await gw.tries_again()).answers()
-        await sent.is_answered()
-
-
-@in_loop
-async def test_disconnect_that_waits_is_not_counted_as_sent_again_at_each_tick() -> None:
-    async with gateway(listens=False) as gw:
-        gw.reports()
-        for _ in range(600):
-            await gw.comes_to_show(connecting=0)
-            gw.advance(TICK_S)
-        # A minute, with an attempt every second or two.
-        assert gw.slot[c.REQUESTS_RETRIED] <= 120
-
-
-@in_loop
-async def test_api_that_is_away_is_tried_now_and_then() -> None:
-    async with gateway(listens=False) as gw:
-        gw.posts()
-        await gw.comes_to_show(connecting=0)
-        assert gw.shows(queued=1)
-        gw.posts("another")
-        assert gw.shows(connecting=0, queued=2)
-        gw.advance(LONGEST_BACKOFF_S)
-        assert not gw.shows(connecting=0)
-
-
-@in_loop
-async def test_busy_connections_serve_what_waits_when_no_more_can_be_opened() -> None:
-    async with gateway() as gw:
-        await gw.warms_up(1)
-        busy = gw.posts("busy")
-        request = await gw.api.next()
-        gw.api._server.close()  # type: ignore[union-attr]
-        gw.api._socket.shutdown(socket.SHUT_RDWR)
-        waiting = gw.connects("waiting")
-        await gw.comes_to_show(connecting=0)
-        assert not waiting.is_done
-        request.answers()
-        await busy.is_answered()
-        (await gw.api.next()).answers()
-        await waiting.is_answered()
-
-
 # The end.
 
 
@@ -1034,21 +556,64 @@ async def test_busy_connections_serve_what_waits_when_no_more_can_be_opened() ->
 async def test_close_drops_every_connection_and_opens_none() -> None:
     async with gateway(api_max_connections=2) as gw:
         await gw.warms_up(2)
-        sent = [gw.posts("busy"), gw.posts("busy2"), gw.posts("waiting")]
+        sent = [gw.posts("busy"), gw.connects("busy2"), gw.posts("waiting")]
         requests = [await gw.api.next() for _ in range(2)]
         await gw.upstream.close()
         for request in requests:
             await request.is_given_up()
+        for each in sent:
+            await each.fails(ApiAbandoned)
         await gw.api.nothing_more_arrives()
-        assert gw.shows(connections=0, connecting=0)
-        assert not any(each.is_done for each in sent)
+        assert gw.shows(connections=0, connecting=0, queued=0)
 
 
 @in_loop
 async def test_close_gives_up_connections_that_are_being_opened() -> None:
     async with gateway() as gw:
-        gw.posts()
+        sent = gw.posts()
         assert gw.shows(connecting=1)
         await gw.upstream.close()
         await gw.comes_to_show(connecting=0, connections=0)
+        await sent.fails(ApiAbandoned)
         await gw.api.nothing_more_arrives()
+
+
+@in_loop
+async def test_close_gives_up_what_waits_for_another_attempt() -> None:
+    async with gateway() as gw:
+        sent = gw.posts()
+        (await gw.api.next()).answers(503)
+        await gw.comes_to_show(retries=1)
+        await gw.upstream.close()
+        await sent.fails(ApiAbandoned)
+        assert gw.shows(retries=0)
+
+
+@in_loop
+async def test_what_is_submitted_after_the_end_fails() -> None:
+    async with gateway() as gw:
+        await gw.warms_up(1)
+        busy = gw.posts()
+        await gw.api.next()
+        busy.then = lambda: gw.posts("from-within-the-failure") and None
+        await gw.upstream.close()
+        late = [gw.posts(), gw.connects(), gw.reports()]
+        for sent in (busy, gw.sent[-4], *late):
+            await sent.fails(ApiAbandoned)
+        assert gw.shows(connections=0, connecting=0)
+
+
+@in_loop
+async def test_fault_of_one_owner_does_not_keep_others_from_their_outcome() -> None:
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: complaints.append(fault))
+
+    def fail() -> None:
+        raise RuntimeError("not the upstream's")
+
+    async with gateway(listens=False) as gw:
+        first, second, third = gw.connects("first"), gw.connects("second"), gw.connects("third")
+        first.then = second.then = fail
+        for each in (first, second, third):
+            await each.fails(ApiUnreachable)
+    assert len(complaints) == 2

@@ -293,6 +293,30 @@ class TestWrongStart:
         assert "redis" in fail_to_start(tmp_path, {"redis": f"unix://{tmp_path}/none.sock"}).lower()
 
 
+class TestWorkersThatCannotStart:
+    def test_are_given_up_with_the_reason(self, tmp_path: Path) -> None:
+        faults, runtime = tmp_path / "faults", tmp_path / "run"
+        faults.mkdir()
+        runtime.mkdir()
+        # Python imports this at its start, and so puts the fault into the real program.
+        (faults / "sitecustomize.py").write_text(
+            "from ws2api.gateway import worker\n"
+            "def run(settings, assignment):\n"
+            "    raise RuntimeError('this worker cannot boot')\n"
+            "worker.run = run\n"
+        )
+        ended = run_to_its_end(
+            runtime, {"workers": 8, "log_format": "json"}, PYTHONPATH=str(faults)
+        )
+        assert ended.returncode == 3, ended
+        assert "ready" not in ended.stdout.splitlines()
+        *_, last = ended.stderr.splitlines()
+        assert last.startswith("ws2api-supervisor: the workers cannot start; worker ")
+        assert last.endswith(" ended last: exit status 3")
+        assert "RuntimeError: this worker cannot boot" in ended.stderr
+        assert not list(runtime.iterdir())
+
+
 class TestCheck:
     def test_finds_nothing_wrong_and_serves_nothing(self, tmp_path: Path) -> None:
         ended = run_to_its_end(tmp_path, {"check": True})

@@ -1,0 +1,174 @@
+"""Settle what clients and API have seen of the same traffic: loss, duplicate and disorder show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .traffic_api import Life
+from .traffic_clients import Stay, number_of
+from .traffic_pushes import PushRecord
+
+NOT_DELIVERED = frozenset({400, 401, 404, 412, 413, 429})
+"""Answers to a push that say that the client did not get it."""
+UNKNOWN = frozenset({0, 503, 504})
+"""Answers, or none, that leave open whether it did."""
+
+
+@dataclass
+class Account:
+    """Hold one part of the ledger: how many of each kind, and what must not be."""
+
+    name: str
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def note(self, kind: str, *details: object, problem: bool = False) -> None:
+        """Count one of a kind; a problem is told with its details, the first few of them."""
+        self.counts[kind] += 1
+        if problem and self.counts[kind] <= 5:
+            self.problems.append(f"{kind}: {', '.join(map(str, details))}")
+
+
+class Ledger:
+    """Compare both sides.
+
+    Args:
+        lives: what the API was told of each connection.
+        stays: what the clients saw of each.
+        pushes: what the API pushed, and with which outcome.
+        may_miss: messages that may never have been processed, over all.
+        may_repeat: messages that may have been processed twice.
+        may_be_unread: pushes with 200 whose client's connection broke before it read them.
+    """
+
+    def __init__(
+        self,
+        lives: Iterable[Life],
+        stays: Iterable[Stay],
+        pushes: Iterable[PushRecord] = (),
+        *,
+        may_miss: int = 0,
+        may_repeat: int = 0,
+        may_be_unread: int = 0,
+    ) -> None:
+        self._lives = {(life.client_id, life.generation): life for life in lives}
+        self._stays = list(stays)
+        self._pushes = list(pushes)
+        self.messages = self._settle_messages(may_miss, may_repeat)
+        self.disconnects = self._settle_disconnects()
+        self.pushes = self._settle_pushes(may_be_unread)
+
+    @property
+    def accounts(self) -> list[Account]:
+        """The parts, in the order in which they are read."""
+        return [self.messages, self.disconnects, self.pushes]
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not balance."""
+        return [f"{a.name}: {problem}" for a in self.accounts for problem in a.problems]
+
+    def assert_balanced(self) -> None:
+        """Fail unless everything balances."""
+        assert not self.problems, "\n".join(self.problems)
+
+    # Messages.
+
+    def _settle_messages(self, may_miss: int, may_repeat: int) -> Account:
+        account = Account("messages")
+        for stay in self._stays:
+            for violation in stay.violations:
+                account.note("violation", stay.client_id, violation, problem=True)
+            if stay.status == 101:
+                self._settle_stay(account, stay)
+        for kind, limit in (("never processed", may_miss), ("processed twice", may_repeat)):
+            if account.counts[kind] > limit:
+                account.problems.append(f"{account.counts[kind]} {kind}, at most {limit} may be")
+        return account
+
+    def _settle_stay(self, account: Account, stay: Stay) -> None:
+        who = f"{stay.client_id}/{stay.generation}"
+        life = self._lives.get((stay.client_id, stay.generation))
+        if life is None or not life.is_accepted:
+            account.note("connected without the API's consent", who, problem=True)
+            return
+        account.counts["sent"] += stay.sent
+        account.counts["answered"] += len(stay.answered)
+        seen: set[int] = set()
+        for sequence, body in life.posts:
+            number = number_of(body)
+            if number != stay.first + sequence - 1:
+                account.note("swapped or skipped", who, sequence, number, problem=True)
+            if number in seen:
+                account.note("processed twice")
+            elif seen and number < max(seen):
+                account.note("out of order", who, number, problem=True)
+            seen.add(number)
+        account.counts["processed"] += len(seen)
+        account.counts["never processed"] += stay.sent - len(seen)
+        if stay.answered != sorted(set(stay.answered)):
+            account.note("answers out of order", who, stay.answered[-20:], problem=True)
+        if strange := set(stay.answered) - seen:
+            account.note("answered, never processed", who, sorted(strange)[:5], problem=True)
+
+    # Connects and disconnects.
+
+    def _settle_disconnects(self) -> Account:
+        account = Account("connections")
+        stays = {(stay.client_id, stay.generation): stay for stay in self._stays}
+        youngest: dict[str, int] = {}
+        for life in self._lives.values():
+            if life.is_accepted:
+                youngest[life.client_id] = max(life.generation, youngest.get(life.client_id, 0))
+        for key, life in self._lives.items():
+            who = f"{life.client_id}/{life.generation}"
+            stay = stays.get(key)
+            if not life.is_accepted:
+                if life.deletes:
+                    account.note("DELETE of one that was not accepted")
+                continue
+            account.counts["accepted"] += 1
+            if stay is not None and stay.is_open:
+                account.note("open")
+                if life.deletes:
+                    account.note("DELETE of an open one", who, life.deletes, problem=True)
+            elif life.deletes:
+                account.note("DELETE")
+                account.counts["further DELETEs"] += len(life.deletes) - 1
+                account.counts["worker lost"] += life.deletes[0][1] == "worker lost"
+            elif stay is not None and stay.close_code == 4008:
+                account.note("replaced (4008)")
+            elif youngest[life.client_id] > life.generation:
+                account.note("came back before its end was reported")
+            else:
+                account.note("no DELETE", who, stay, problem=True)
+        return account
+
+    # Pushes.
+
+    def _settle_pushes(self, may_be_unread: int) -> Account:
+        account = Account("pushes")
+        received = Counter(number for stay in self._stays for number in stay.pushes)
+        broken = {stay.client_id for stay in self._stays if stay.has_ended}
+        for record in self._pushes:
+            account.note(f"{record.status or 'no answer'}")
+            count = received.pop(record.number, 0)
+            if count > 1:
+                account.note("received twice", record, problem=True)
+            elif record.status == 200 and not count and record.client_id in broken:
+                account.note("200, connection broke")
+            elif record.status == 200 and not count:
+                account.note("200, not received", record, problem=True)
+            elif record.status in NOT_DELIVERED and count:
+                account.note(f"{record.status}, but received", record, problem=True)
+            elif record.status in UNKNOWN and count:
+                account.note(f"{record.status or 'no answer'}, and received")
+            elif record.status not in UNKNOWN | NOT_DELIVERED | {200}:
+                account.note("strange answer", record, problem=True)
+        for number in received:
+            account.note("received, never pushed", number, problem=True)
+        if (unread := account.counts["200, connection broke"]) > may_be_unread:
+            account.problems.append(f"{unread} with 200 unread, at most {may_be_unread} may be")
+        return account
