@@ -75,6 +75,11 @@ class ConnectionPool:
         """Count the connections that are being opened."""
         return len(self._dialer)
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Tell whether there is no connection, and the last attempt to open one failed."""
+        return not self.members and self._failed_at is not None
+
     def set_aside(self) -> None:
         """Let nobody find a connection idle."""
         self.free = self.aside

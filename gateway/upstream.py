@@ -173,6 +173,7 @@ class Upstream:
     ) -> None:
         """Count an answer that is no HTTP or exceeds a limit; it may have been acted on."""
         self._slot[c.API_REPLIES_INVALID] += 1
+        self._pool.discard(connection)
         self._breaker.on_nothing(connection.sent_at)
         cause = error.__context__ or error
         text = f"the API's reply cannot be used: {cause}"
@@ -291,6 +292,7 @@ class Upstream:
         """Act on a change; `cause` is the last failure."""
         breaker, now = self._breaker, self._sweeper.now
         self._is_doubtful = not breaker.is_calm
+        self._slot[c.BREAKER_STATE] = breaker.state
         is_away = breaker.state != CLOSED
         if is_away == self._is_away:
             return
@@ -310,7 +312,7 @@ class Upstream:
     def _on_tick(self, now: float) -> None:
         if now - self._ticked_at <= _STANDSTILL_S:
             self._expire_under_way(now)
-            self._line.expire(now, api_is_away=self._is_away or not self._pool.members)
+            self._line.expire(now, api_is_away=self._is_away or self._pool.is_cut_off)
         self._ticked_at = now
         self._line.on_tick(now, api_is_away=self._is_away)
         self._pool.close_old(now)

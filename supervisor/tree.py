@@ -175,7 +175,8 @@ class Tree:
         before, self._stage = self._stage, self._roll.stage
         if before is Stage.REPLACING and self._stage is not before:
             self._end_replacing()
-        if before is not Stage.IDLE and self._stage is Stage.IDLE:
+        has_drained = before is not Stage.IDLE and self._stage is Stage.IDLE
+        if has_drained and not self._roll.failure:
             _log.info("the old workers have ended")
             self._parts.notifier.status(self._describe())
         if self._is_reload_wanted and self._stage is Stage.IDLE:

@@ -9,6 +9,7 @@ from ws2api.gateway.envelope import (
     CLOSE,
     CONFIRM,
     DESCRIBE,
+    PROBE,
     PUSH,
     REPLACED,
     Envelope,
@@ -16,11 +17,11 @@ from ws2api.gateway.envelope import (
     encode,
 )
 
-HEAD_BYTES = 25
+HEAD_BYTES = 23
 
 envelopes = st.builds(
     Envelope,
-    kind=st.sampled_from((PUSH, DESCRIBE, CLOSE, CONFIRM)),
+    kind=st.sampled_from((PUSH, DESCRIBE, CLOSE, CONFIRM, PROBE)),
     ask=st.integers(0, (1 << 32) - 1),
     source=st.binary(max_size=255),
     client_id=st.binary(max_size=255),
@@ -128,7 +129,7 @@ def test_damaged_bytes_raise_a_value_error_at_most(
     assert failed or read
 
 
-@pytest.mark.parametrize("kind", [0, 6, 255])
+@pytest.mark.parametrize("kind", [0, 7, 255])
 def test_unknown_kind_is_an_error(kind: int) -> None:
     with pytest.raises(ValueError, match=f"unknown kind of envelope: {kind}"):
         list(decode(encode(push()._replace(kind=kind))))
@@ -145,6 +146,12 @@ def test_notice_of_a_replacement_takes_the_rest(generation: bytes) -> None:
     (envelope,) = decode(notice(generation))
     assert (envelope.kind, envelope.client_id) == (REPLACED, b"me")
     assert envelope.payload == generation
+
+
+def test_probe_is_an_envelope_of_nothing_but_a_time() -> None:
+    probe = Envelope(PROBE, 0, b"", b"", 1_700_000_000_000_000, 0, b"")
+    assert len(encode(probe)) == HEAD_BYTES
+    assert list(decode(encode(push()) + encode(probe) + encode(push()))) == [push(), probe, push()]
 
 
 def test_notice_may_follow_others() -> None:

@@ -19,6 +19,7 @@ from ws2api.gateway.handshake import (
     Handshake,
     HandshakePolicy,
     RequestHead,
+    allows_retry,
     check_client_id,
     error_response,
     refusal,
@@ -560,6 +561,8 @@ def test_api_is_told_further_headers_once() -> None:
         (["2001:db8::/32"], "2001:db8::1", "x", "x, 2001:db8::1"),
         (["2001:db8::/32"], PEER, "x", PEER),
         (["fe80::/10"], "fe80::1%eth0", "x", "x, fe80::1%eth0"),
+        (["10.0.0.0/8"], "::ffff:10.1.2.3", "x", "x, ::ffff:10.1.2.3"),
+        (["10.0.0.0/8"], "::ffff:192.0.2.7", "x", "::ffff:192.0.2.7"),
     ],
 )
 def test_only_a_trusted_proxy_is_believed(
@@ -675,6 +678,24 @@ def test_cookies_are_passed_on_and_nothing_else() -> None:
     )
     assert response.all(b"Set-Cookie") == [b"a=1; Path=/", b"b=2"]
     assert len(response.headers) == 5
+
+
+@pytest.mark.parametrize(
+    ("lines", "allowed"),
+    [
+        ([], False),
+        (["Ws2api-Retry: safe"], True),
+        (["ws2api-retry:   SAFE  "], True),
+        (["X-Other: safe", "Ws2api-Retry: safe", "Set-Cookie: a=b"], True),
+        (["Ws2api-Retry: unsafe"], False),
+        (["Ws2api-Retry: yes"], False),
+        (["Ws2api-Retry:"], False),
+        (["Ws2api-Retries: safe"], False),
+        (["X-Other: Ws2api-Retry: safe"], False),
+    ],
+)
+def test_message_is_sent_twice_only_if_the_api_says_so(lines: list[str], allowed: bool) -> None:
+    assert allows_retry(api_reply(200, b"ok", *lines)) == allowed
 
 
 @pytest.mark.parametrize("body", [b"no", b"", b"ok\n", b"OK"])

@@ -275,8 +275,10 @@ async def test_parking_that_did_not_reach_redis_is_repeated(server: RedisServer)
         await worker.is_cut_off()  # before it was written
         assert server.stream == []
         assert worker.outbox.unconfirmed == 1
+        server.redis.config_resetstat()
         await worker.restores()  # the session has done with it
         assert worker.outbox.unconfirmed == 0
+        assert server.calls("hdel") == 1, "owed until it is in the stream"
         assert server.stream == [end.fields]
         assert server.owed("a") == {}
 
@@ -389,6 +391,7 @@ async def test_what_ends_while_redis_is_restored_stays_owed(server: RedisServer)
         await worker.owes(*heard, *owed[:10])
         ending = iter(owed[10:])
         known = owed[:10]
+        server.redis.config_resetstat()
 
         async def go_on() -> None:
             for end in ending:
@@ -404,6 +407,8 @@ async def test_what_ends_while_redis_is_restored_stays_owed(server: RedisServer)
         )
         await worker.settled()
         assert server.owed("a") == {end.entry: end.end for end in owed}
+        # Each release takes the client out of another hash; beside that:
+        assert server.calls("hdel") - (MANY - 10) == len(heard), "none was struck off meanwhile"
 
 
 @in_loop

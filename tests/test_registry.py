@@ -94,6 +94,18 @@ class Server:
         keys = self.redis.keys(f"{PREFIX}w:*")
         return {key.removeprefix(f"{PREFIX}w:"): self.redis.hgetall(key) for key in keys}
 
+    @property
+    def asking(self) -> dict[str, set[str]]:
+        """What each worker asks the API about, as `<id> <generation>`."""
+        keys = self.redis.keys(f"{PREFIX}a:*")
+        return {key.removeprefix(f"{PREFIX}a:"): self.redis.smembers(key) for key in keys}
+
+    @property
+    def owed(self) -> dict[str, dict[str, str]]:
+        """The ends that each worker owes the API: `<id> <generation>` → code and reason."""
+        keys = self.redis.keys(f"{PREFIX}e:*")
+        return {key.removeprefix(f"{PREFIX}e:"): self.redis.hgetall(key) for key in keys}
+
     def assert_both_indexes_agree(self) -> None:
         from_members = {
             client_id: f"{worker} {generation}"
@@ -299,6 +311,43 @@ async def test_mark_is_withdrawn(server: Server) -> None:
 
 
 @in_loop
+async def test_connect_is_known_for_as_long_as_it_is_decided(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        first, second = await a.announces("me"), await a.announces("me")
+        other = await b.announces("you")
+        ours = {f"me {first.generation}", f"me {second.generation}"}
+        assert server.asking == {"a": ours, "b": {f"you {other.generation}"}}
+        await a.withdraws("me", first.generation)
+        assert server.asking["a"] == {f"me {second.generation}"}
+        assert server.marks["me"] == f"a {second.generation}"
+        await a.claims("me", second.generation)
+        await b.withdraws("you", other.generation)
+        assert server.asking == {}
+
+
+@in_loop
+async def test_connect_that_lost_its_claim_is_decided(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        older, newer = await a.announces("me"), await b.announces("me")
+        await b.claims("me", newer.generation)
+        late = await a.claims("me", older.generation)
+        assert late.events == ["lost"]
+        assert server.asking == server.marks == {}
+
+
+@in_loop
+async def test_claims_of_many_end_their_connects(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        clients = [Client(f"c{number}", 0) for number in range(MANY)]
+        for client in clients:
+            a.registry.announce(client.client_id, client)
+        await a.settles()
+        assert len(server.asking["a"]) == MANY
+        await a.claims_again(*clients)
+        assert server.asking == server.marks == {}
+
+
+@in_loop
 async def test_mark_of_a_newer_connect_stays(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
         older = await a.announces("me")
@@ -435,6 +484,66 @@ async def test_release_of_what_redis_has_forgotten_is_owned(server: Server) -> N
         assert await a.releases("me", 17), "the API must hear of the end"
 
 
+REASONS = ["", "bye", "so long, and thanks", "4008 7", "two\nlines\r\n", "nul\0nul", "grün"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+@in_loop
+async def test_released_end_is_owed_to_the_api(server: Server, reason: str) -> None:
+    async with workers(server, "a") as (a,):
+        client = await a.claims("me", 17)
+        client.close_code, client.close_reason = 4001, reason
+        a.registry.release(client)
+        await a.settles()
+        assert server.owed == {"a": {"me 17": f"4001 {reason}"}}
+        assert server.owners == server.members == {}
+
+
+@in_loop
+async def test_end_without_a_reason_is_owed(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        client = await a.claims("me", 17)
+        client.close_code, client.close_reason = 1006, None
+        a.registry.release(client)
+        await a.settles()
+        assert server.owed == {"a": {"me 17": "1006 "}}
+
+
+@in_loop
+async def test_each_generation_is_owed_an_end(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        for generation in (17, 18):
+            await a.claims("me", generation)
+            assert await a.releases("me", generation)
+        assert server.owed["a"].keys() == {"me 17", "me 18"}
+
+
+@in_loop
+async def test_end_is_owed_once(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("me", 17)
+        assert await a.releases("me", 17)
+        assert await a.releases("me", 17)
+        assert len(server.owed["a"]) == 1
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@in_loop
+async def test_nothing_is_owed_of_who_is_connected(server: Server, name: str) -> None:
+    async with workers(server, "a", "b") as both:
+        await both[0].claims("me", 17)
+        await both["ab".index(name)].claims("me", 18)
+        assert not await both[0].releases("me", 17)
+        assert server.owed == {}
+
+
+@in_loop
+async def test_end_is_owed_that_redis_has_forgotten(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        assert await a.releases("me", 17)
+        assert server.owed["a"].keys() == {"me 17"}
+
+
 # Redis is away.
 
 
@@ -567,6 +676,175 @@ async def test_restore_of_many(server: Server) -> None:
         await a.restores(*clients)
         assert server.owners == {f"new{number}": "a 2" for number in range(MANY)}
         server.assert_both_indexes_agree()
+
+
+@in_loop
+async def test_restore_takes_back_connects_that_came_to_nothing(server: Server) -> None:
+    async with workers(server, "a", "b") as (a, b):
+        stays, again = await a.announces("stays"), await a.announces("again")
+        await a.announces("left")
+        moved = await a.announces("moved")
+        others = await b.announces("moved")
+        newer = Client("again", again.generation + 1)
+        await a.restores(connecting=(stays, newer))
+        assert server.asking == {
+            "a": {f"stays {stays.generation}", f"again {newer.generation}"},
+            "b": {f"moved {others.generation}"},
+        }
+        assert server.marks == {
+            "stays": f"a {stays.generation}",
+            "again": f"a {newer.generation}",
+            "moved": f"b {others.generation}",
+        }
+        assert moved.generation < others.generation
+
+
+@in_loop
+async def test_restore_of_many_connects(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        clients = [Client(f"c{number}", 0) for number in range(MANY)]
+        for client in clients:
+            a.registry.announce(client.client_id, client)
+        await a.settles()
+        await a.restores(connecting=tuple(clients[::2]))
+        expected = {f"{each.client_id.decode()} {each.generation}" for each in clients[::2]}
+        assert server.asking == {"a": expected}
+        assert len(server.marks) == len(expected)
+
+
+@in_loop
+async def test_connect_that_redis_has_yet_to_mark_is_not_entered(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.restores(connecting=(Client("me", 0),))
+        assert server.asking == server.marks == {}
+
+
+@in_loop
+async def test_restored_connects_are_known_again(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        connect = await a.announces("me")
+        server.redis.flushall()
+        await a.restores(connecting=(connect,))
+        assert server.asking == {"a": {f"me {connect.generation}"}}
+        assert cast(int, server.redis.pttl(f"{PREFIX}p:me")) > PENDING_S * 1000
+        await a.claims("me", connect.generation)
+        assert server.asking == server.marks == {}
+
+
+@in_loop
+async def test_restore_owes_nothing_of_its_own(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("left", 17)
+        await a.announces("refused")
+        await a.restores()
+        assert server.owed == {}, "whoever has ended says so itself"
+        assert not server.redis.keys("*")
+
+
+@in_loop
+async def test_restore_says_when_redis_is_lost_again(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        await a.claims("left", 17)
+        a.link.reset()
+        with pytest.raises(RedisUnavailable):
+            await a.registry.restore({}, {})
+        assert server.members == {"a": {"left": "17"}}
+
+
+# Every connection of which the API may know has a trace in Redis until it is owed no more.
+
+lives = st.lists(
+    st.tuples(
+        st.sampled_from(("connect", "accept", "refuse", "end", "hear", "restore")),
+        st.integers(0, 1),
+        st.sampled_from(("me", "you")),
+        st.integers(0, 5),
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(lives)
+def test_no_connection_is_lost_sight_of(
+    shared_server: Server, lives: list[tuple[str, int, str, int]]
+) -> None:
+    shared_server.redis.flushall()
+    _live(shared_server, lives)
+
+
+class Book:
+    """Know the connections of one worker, as the API does."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.asking: list[Client] = []
+        self.open: list[Client] = []
+        self.ended: list[Client] = []
+
+    async def connects(self, client_id: str) -> None:
+        if not any(each.client_id == client_id.encode() for each in self.asking):
+            self.asking.append(await self.worker.announces(client_id))
+
+    async def is_accepted(self, client: Client, all_books: list[Book]) -> None:
+        self.asking.remove(client)
+        client.events.clear()
+        self.worker.registry.claim(client.client_id, client.generation, client)
+        await self.worker.settles()
+        if client.events == ["claimed"]:
+            for book in all_books:  # they are told, and give way
+                book.open = [each for each in book.open if each.client_id != client.client_id]
+            self.open.append(client)
+
+    async def is_refused(self, client: Client) -> None:
+        self.asking.remove(client)
+        await self.worker.withdraws(client.client_id.decode(), client.generation)
+
+    async def ends(self, client: Client) -> None:
+        self.open.remove(client)
+        client.events.clear()
+        self.worker.registry.release(client)
+        await self.worker.settles()
+        assert client.events == [("released", True)]
+        self.ended.append(client)
+
+    async def is_heard_of(self, client: Client, server: Server) -> None:
+        self.ended.remove(client)
+        server.redis.hdel(f"{PREFIX}e:{self.worker.name}", *entries([client]))
+
+    def assert_kept_in(self, server: Server) -> None:
+        name = self.worker.name
+        members = server.members.get(name, {})
+        assert server.asking.get(name, set()) == entries(self.asking)
+        assert {f"{key} {value}" for key, value in members.items()} == entries(self.open)
+        assert server.owed.get(name, {}).keys() == entries(self.ended)
+
+
+def entries(clients: list[Client]) -> set[str]:
+    return {f"{client.client_id.decode()} {client.generation}" for client in clients}
+
+
+@in_loop
+async def _live(server: Server, lives: list[tuple[str, int, str, int]]) -> None:
+    async with workers(server, "a", "b") as all_workers:
+        books = [Book(worker) for worker in all_workers]
+        for action, number, client_id, choice in lives:
+            book = books[number]
+            if action == "connect":
+                await book.connects(client_id)
+            elif action == "restore":
+                await book.worker.restores(*book.open, connecting=tuple(book.asking))
+            elif action == "accept" and book.asking:
+                await book.is_accepted(book.asking[choice % len(book.asking)], books)
+            elif action == "refuse" and book.asking:
+                await book.is_refused(book.asking[choice % len(book.asking)])
+            elif action == "end" and book.open:
+                await book.ends(book.open[choice % len(book.open)])
+            elif action == "hear" and book.ended:
+                await book.is_heard_of(book.ended[choice % len(book.ended)], server)
+            for each in books:
+                each.assert_kept_in(server)
+            server.assert_both_indexes_agree()
 
 
 # Any order of claims and releases.

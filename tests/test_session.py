@@ -33,12 +33,15 @@ from ws2api.gateway.session import (
     OPEN,
     REPLACED_CODE,
     REPORTING,
+    SERVICE_RESTART,
+    WAITING,
     Session,
 )
 
 Action = tuple[object, ...]
 ENDED_ABNORMALLY = (ABNORMAL, NO_CLOSE_FRAME)
 REPLACED: Action = ("send_close", REPLACED_CODE, "replaced")
+GIVEN_UP: Action = ("send_close", SERVICE_RESTART, "service restart")
 
 
 class Recorder(Session):
@@ -137,6 +140,9 @@ class Recorder(Session):
     def is_accepted(self) -> None:
         self.is_answered(CONNECT, 200, b"ok")
 
+    def is_parked(self) -> None:
+        self.on_parked(Exchange(self, DISCONNECT, b""))
+
     def fails(self, event: int, error: ApiError | None = None) -> None:
         self.on_failure(Exchange(self, event, b""), error or ApiDisconnected("gone"))
 
@@ -159,8 +165,14 @@ def in_handshake(**limits: int | bool) -> Recorder:
     return Recorder(**limits)  # type: ignore[arg-type]
 
 
-def announcing(**limits: int | bool) -> Recorder:
+def waiting(**limits: int | bool) -> Recorder:
     session = in_handshake(**limits)
+    session.state = WAITING
+    return session
+
+
+def announcing(**limits: int | bool) -> Recorder:
+    session = waiting(**limits)
     session.announces()
     return session
 
@@ -208,6 +220,7 @@ def closed(**limits: int | bool) -> Recorder:
 
 STATES: list[tuple[Callable[..., Recorder], int]] = [
     (in_handshake, HANDSHAKE),
+    (waiting, WAITING),
     (announcing, ASKING),
     (asking, ASKING),
     (claiming, CLAIMING),
@@ -257,8 +270,9 @@ def test_client_is_refused_when_the_api_does_not_answer(error: ApiError, status:
     assert session.state == CLOSED
 
 
-def test_leaving_during_the_handshake_concerns_nobody() -> None:
-    session = in_handshake()
+@pytest.mark.parametrize("make", [in_handshake, waiting])
+def test_leaving_before_the_connect_concerns_nobody(make: Callable[..., Recorder]) -> None:
+    session = make()
     session.end(*ENDED_ABNORMALLY)
     assert session.state == CLOSED
     assert session.taken() == []
@@ -622,6 +636,76 @@ def test_is_closed_when_the_api_has_heard_or_never_will(way: str) -> None:
     assert session.state == CLOSED
 
 
+def test_end_is_settled_when_the_api_has_heard_of_it() -> None:
+    session = reporting()
+    assert session.settled == 0
+    session.is_answered(DISCONNECT)
+    assert session.settled == 1
+
+
+@pytest.mark.parametrize("way", ["fails", "is_parked"])
+def test_end_that_the_api_has_not_heard_of_is_not_settled(way: str) -> None:
+    session = reporting()
+    session.fails(DISCONNECT) if way == "fails" else session.is_parked()
+    assert session.settled == 0
+
+
+def test_answers_to_messages_settle_nothing() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.is_answered(MESSAGE)
+    assert session.settled == 0
+
+
+def test_parked_end_is_over() -> None:
+    session = reporting()
+    session.is_parked()
+    assert session.state == CLOSED
+    assert session.taken() == []
+    assert not session.is_owed
+
+
+# Owed to the API.
+
+
+@pytest.mark.parametrize(("make", "state"), STATES)
+def test_end_is_owed_from_its_release_to_the_answer(
+    make: Callable[..., Recorder], state: int
+) -> None:
+    assert make().is_owed == (state == REPORTING)
+
+
+def test_end_is_owed_while_messages_are_under_way() -> None:
+    session = opened()
+    session.receives(b"a", b"b")
+    session.end(1000, "")
+    assert not session.is_owed, "Redis does not know of it yet"
+    session.on_released(True)
+    assert session.is_owed
+    session.is_answered(MESSAGE)
+    assert session.is_owed
+    session.is_answered(MESSAGE)
+    assert session.is_owed
+    session.is_answered(DISCONNECT)
+    assert not session.is_owed
+
+
+def test_end_is_owed_when_redis_is_away() -> None:
+    session = opened(releases_at_once=True)
+    session.receives(b"a")
+    session.end(1000, "")
+    assert session.is_owed
+
+
+def test_end_of_a_connection_that_gave_way_is_not_owed() -> None:
+    for gives_way in (lambda s: s.replace(), lambda s: (s.end(1000, ""), s.on_released(False))):
+        session = opened()
+        session.receives(b"a")
+        gives_way(session)
+        assert session.state == CLOSING
+        assert not session.is_owed
+
+
 @pytest.mark.parametrize("how", ["end", "close", "drain"])
 def test_messages_of_a_client_that_does_not_read_are_posted_at_the_end(how: str) -> None:
     session = opened()
@@ -749,6 +833,80 @@ def test_replaced_before_it_was_open_and_left(make: Callable[..., Recorder]) -> 
     assert not any(action[0] in ("report", "welcome") for action in session.taken())
 
 
+# Given up for lost.
+
+
+def test_client_that_was_given_up_is_closed_and_not_reported_again() -> None:
+    session = opened()
+    session.give_up()
+    assert session.taken()[0] == GIVEN_UP
+    assert session.state >= CLOSING
+    assert session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+def test_client_that_was_given_up_has_its_messages_posted() -> None:
+    session = opened()
+    session.receives(b"a", b"b")
+    session.taken()
+    session.give_up()
+    assert session.state == CLOSING
+    session.is_answered(MESSAGE)
+    assert ("post", b"b") in session.taken()
+    session.is_answered(MESSAGE)
+    assert len(session.posts) == 2
+
+
+@pytest.mark.parametrize("make", [announcing, asking, claiming])
+def test_client_that_was_given_up_before_it_was_open_is_closed_when_it_is(
+    make: Callable[..., Recorder],
+) -> None:
+    session = make()
+    session.give_up()
+    if make is announcing:
+        session.on_announced()
+    if session.state == ASKING:
+        session.is_accepted()
+    session.taken()
+    session.on_claimed()
+    assert session.taken()[:3] == [("take_over",), ("welcome",), GIVEN_UP]
+    assert session.state >= CLOSING
+    assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+@pytest.mark.parametrize("make", [asking, claiming])
+def test_client_that_was_given_up_before_it_was_open_may_have_left(
+    make: Callable[..., Recorder],
+) -> None:
+    session = make()
+    session.end(*ENDED_ABNORMALLY)
+    session.give_up()
+    if session.state == ASKING:
+        session.is_accepted()
+    session.on_claimed()
+    assert session.state >= CLOSING
+    assert not any(action[0] in ("welcome", "send_close") for action in session.taken())
+
+
+def test_client_that_was_given_up_may_be_refused() -> None:
+    session = asking()
+    session.give_up()
+    session.is_answered(CONNECT, 403)
+    assert session.taken() == [("refuse", 403)]
+    assert session.state == CLOSED
+
+
+@pytest.mark.parametrize("make", [closing, reporting, closed])
+def test_connection_that_has_ended_is_not_given_up(make: Callable[..., Recorder]) -> None:
+    session = make()
+    state, is_owed = session.state, session.is_owed
+    session.give_up()
+    assert session.taken() == []
+    assert (session.state, session.is_owed) == (state, is_owed)
+    if make is closing:
+        session.on_released(True)
+        assert session.taken() == [("report", 1000, "bye")]
+
+
 # Drained before a shutdown.
 
 
@@ -806,6 +964,32 @@ def test_drained_client_may_leave_first() -> None:
     assert session.taken() == [("report", 1000, "bye")]
 
 
+def test_client_is_leaving_from_the_farewell_on() -> None:
+    session = opened()
+    session.receives(b"a")
+    assert not session.is_leaving
+    session.drain(SERVICE_RESTART, "service restart")
+    assert session.is_leaving
+    assert session.state == OPEN
+
+
+@pytest.mark.parametrize("make", NOT_OPEN)
+def test_nobody_leaves_who_is_not_there(make: Callable[..., Recorder]) -> None:
+    session = make()
+    session.drain(SERVICE_RESTART, "service restart")
+    assert not session.is_leaving
+
+
+def test_last_farewell_is_the_one_that_is_said() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.drain(SERVICE_RESTART, "service restart")
+    session.drain(1001, "going away")
+    session.taken()
+    session.is_answered(MESSAGE)
+    assert session.taken() == [("send_close", 1001, "going away"), ("release",)]
+
+
 def test_drained_client_still_gets_pushes() -> None:
     session = opened()
     session.receives(b"a")
@@ -829,7 +1013,8 @@ class Life(RuleBasedStateMachine):
         self.received: list[bytes] = []
         self.answered = 0
         self.socket_ended = self.announced = self.accepted = self.released = False
-        self.replaced_before_report = False
+        self.replaced_before_report = self.given_up = False
+        self.heard = 0
         self.last_state = ASKING
 
     def is_in(self, *states: int) -> bool:
@@ -911,6 +1096,11 @@ class Life(RuleBasedStateMachine):
         self.replaced_before_report |= not self.reports
         self.session.replace()
 
+    @rule()
+    def others_give_it_up(self) -> None:
+        self.given_up |= self.session.state <= OPEN
+        self.session.give_up()
+
     @precondition(
         lambda self: self.asked_to_release and not self.released and not self.session._released
     )
@@ -921,12 +1111,15 @@ class Life(RuleBasedStateMachine):
         self.session.on_released(owned)
 
     @precondition(lambda self: self.is_in(REPORTING))
-    @rule(fails=st.booleans())
-    def api_has_heard(self, fails: bool) -> None:
-        if fails:
+    @rule(way=st.sampled_from(("hears", "fails", "others tell it")))
+    def api_has_heard(self, way: str) -> None:
+        if way == "hears":
+            self.heard += 1
+            self.session.is_answered(DISCONNECT)
+        elif way == "fails":
             self.session.fails(DISCONNECT)
         else:
-            self.session.is_answered(DISCONNECT)
+            self.session.is_parked()
 
     @rule()
     def api_pushes(self) -> None:
@@ -979,6 +1172,17 @@ class Life(RuleBasedStateMachine):
             assert not self.replaced_before_report
 
     @invariant()
+    def what_is_owed_is_reported_or_will_be(self) -> None:
+        session = self.session
+        if session.is_owed:
+            assert self.is_in(CLOSING, REPORTING)
+            assert session._released
+            assert self.is_in(REPORTING) or not session.replaced
+        elif self.is_in(REPORTING):
+            raise AssertionError("what is under way is owed")
+        assert session.settled == self.heard
+
+    @invariant()
     def books_are_kept(self) -> None:
         slot = self.session.slot
         assert slot[c.CONNECTIONS_OPENED] - slot[c.CONNECTIONS_CLOSED] == self.is_in(OPEN)
@@ -1002,7 +1206,10 @@ class Life(RuleBasedStateMachine):
         if self.is_in(REPORTING):
             session.is_answered(DISCONNECT)
         assert session.state == CLOSED
-        assert self.reports == (self.accepted and not self.replaced_before_report)
+        if self.given_up:  # the API has been told by others
+            assert self.reports <= self.accepted
+        else:
+            assert self.reports == (self.accepted and not self.replaced_before_report)
         assert len(session.posts) == len(self.received)
 
 

@@ -291,12 +291,14 @@ def test_old_workers_stay_when_replacements_do_not_boot(start: Start, tmp_path: 
         "worker 0 could not be replaced, the last one ended: exit status 3"
     )
     assert len(supervisor.events("died before it served")) == 5
+    assert not supervisor.events("replaced")
     assert pids_of(supervisor.ask_each(2)) == pids_of(old)
     assert supervisor.ask("admin")["pid"] == admin
     # The former settings are in force again, so that a worker which dies can be replaced.
     os.kill(old[1]["pid"], signal.SIGKILL)
     again = supervisor.ask_each(1, known=pids_of(old))[1]
     assert again["max_queue"] == old[1]["max_queue"]
+    assert not supervisor.events("the old workers have ended")
     settings.write_text('{"max_queue": 5}')
     supervisor.send(signal.SIGHUP)
     new = supervisor.ask_each(2, known=pids_of(old) | {again["pid"]})
@@ -457,8 +459,8 @@ def test_stuck_worker_is_replaced_while_it_drains(start: Start, tmp_path: Path) 
 
 
 def test_worker_that_never_comes_to_serve_shows_its_stack(start: Start) -> None:
-    supervisor = start("boots-for-ever", "--boot", "1", "--look", "0.2")
-    stuck = supervisor.wait_for_event("stuck", 3)
+    supervisor = start("boots-for-ever", "--workers", "1", "--boot", "1", "--look", "0.2")
+    stuck = supervisor.wait_for_event("stuck", 2)
     assert all(line["booting"] for line in stuck)
     supervisor.wait_for_event("died, to be restarted")
     assert "in boot\n" in supervisor.log, supervisor.log

@@ -87,7 +87,8 @@ class Program:
                 return 3
 
     def say(self, *words: object) -> None:
-        print(*words, flush=True)
+        # One write, so that no word of another process lands between.
+        os.write(sys.stdout.fileno(), (" ".join(map(str, words)) + "\n").encode())
 
     def run_admin(self, instance: str) -> int:
         listener = self.bound.keep_admin()

@@ -15,6 +15,7 @@ from typing import Final, cast
 
 from .loop_thread import LoopThread
 from .traffic_api import GENERATION_COOKIE
+from .waiting import until
 from .ws import Frame, Op, close_payload, upgrade_request
 
 PUSH_MARK: Final = b"push "
@@ -357,8 +358,9 @@ class Fleet:
         self._each(clients, TrafficClient.send)
 
     def close(self, *clients: TrafficClient) -> None:
-        """Let clients close in good order."""
+        """Let clients close in good order, and wait until their connections have ended."""
         self._each(clients, TrafficClient.close)
+        until(lambda: all(client.stay.has_ended for client in clients), what="the end of them")
 
     def hang_up(self, *clients: TrafficClient, reset: bool = False) -> None:
         """Let clients end their connections without a close frame."""

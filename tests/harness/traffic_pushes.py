@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -86,9 +87,9 @@ class Pusher:
         self._number = 0
         self.records: list[PushRecord] = []
 
-    def push_all(self, address: tuple[str, int], client_ids: list[str]) -> list[PushRecord]:
-        """Push to each client in turn over one connection, and return the records."""
-        return self._thread.run(self._push_all(address, client_ids))
+    def push_at_once(self, pushes: Iterable[tuple[tuple[str, int], str]]) -> list[PushRecord]:
+        """Push to all these clients at these addresses at the same time; return the records."""
+        return self._thread.run(self._push_at_once(list(pushes)))
 
     async def push(self, address: tuple[str, int], client_id: str) -> PushRecord:
         """Push the next number; to be awaited in the loop's thread."""
@@ -107,8 +108,8 @@ class Pusher:
         if not self._thread.loop.is_closed():
             self._thread.run(self._end())
 
-    async def _push_all(self, address: tuple[str, int], client_ids: list[str]) -> list[PushRecord]:
-        return [await self.push(address, client_id) for client_id in client_ids]
+    async def _push_at_once(self, pushes: list[tuple[tuple[str, int], str]]) -> list[PushRecord]:
+        return await asyncio.gather(*(self.push(*one) for one in pushes))
 
     async def _end(self) -> None:
         for free in self._connections.values():

@@ -67,6 +67,11 @@ class Clock:
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         self._tick = callback
 
+    def stands_still(self, seconds: float) -> None:
+        """Let time go by in which nothing happens, and then one tick."""
+        self.now += seconds - TICK_S
+        self.advance(TICK_S)
+
     def advance(self, seconds: float) -> None:
         """Let time go by, one tick after the other."""
         assert self._tick is not None
@@ -101,6 +106,10 @@ class Arrived:
 
     def resets(self) -> None:
         self._connection.transport.abort()
+
+    @property
+    def is_lost(self) -> bool:
+        return self._connection.lost.is_set()
 
     async def is_given_up(self) -> None:
         """Wait until the gateway has closed the connection."""
@@ -155,8 +164,11 @@ class Api:
         self._server: asyncio.AbstractServer | None = None
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        # By number: only such a binding outlives the end of listening.
+        self._socket.bind(("127.0.0.1", self.port))
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -165,13 +177,21 @@ class Api:
     async def close(self) -> None:
         """End every connection and refuse new ones."""
         if self._server is not None:
-            self._server.close()
-            self._server = None
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            self.refuses()
         for connection in self.connections:
             connection.transport.abort()
             await connection.lost.wait()
+
+    @property
+    def is_open(self) -> bool:
+        return self._server is not None
+
+    def refuses(self) -> None:
+        """Refuse new connections, and keep those that are there."""
+        assert self._server is not None
+        self._server.close()
+        self._server = None
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     async def end(self) -> None:
         await self.close()
@@ -270,6 +290,11 @@ class Sent:
 
     async def fails(self, error: type[ApiError]) -> None:
         assert type(await self._outcome) is error
+
+    async def failure(self) -> type[ApiError]:
+        outcome = await self._outcome
+        assert isinstance(outcome, ApiError), outcome
+        return type(outcome)
 
     async def is_parked(self) -> None:
         assert await self._outcome == Parked()
@@ -373,8 +398,13 @@ class Gateway:
         """Tell whether the repr says so."""
         return all(self.shown(name) == count for name, count in counts.items())
 
+    async def turns(self) -> None:
+        """Let the loop do what it has to do next."""
+        await asyncio.sleep(0)
+
     async def settles(self) -> None:
         """Wait until nothing is under way to the API."""
+        await asyncio.sleep(0)
         while not self.shows(connecting=0) or self.busy:
             await asyncio.sleep(0)
 
@@ -395,10 +425,22 @@ class Gateway:
         assert found is not None, name
         return int(found[1])
 
+    @property
+    def is_away(self) -> bool:
+        """Tell whether the breaker has opened, and not closed since."""
+        return "<Breaker closed" not in repr(self.upstream)
+
+    async def loses_the_api(self) -> None:
+        """Have connections refused until the breaker opens; a message remains in line."""
+        await self.api.close()
+        self.posts("in-vain")
+        while not self.is_away:
+            await self.passes(TICK_S)
+
     async def tries_again(self) -> Arrived:
         """Let time go by until the next attempt arrives."""
         await self.comes_to_show(connecting=0)
-        while self.shows(connections=0) or self.shows(connections=1, idle=1):
+        while not self.busy:
             self.advance(TICK_S)
             await self.comes_to_show(connecting=0)
         return await self.api.next()
