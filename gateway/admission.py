@@ -123,7 +123,8 @@ class Admission(Session):
 
     def turn_back(self, wait_s: float) -> None:
         """Refuse a client for whom the API has no time; it may come again."""
-        self._refuse(503, "too many are connecting", retry_after(wait_s))
+        text = "the gateway is shutting down" if self._hub.refusing else "too many are connecting"
+        self._refuse(503, text, retry_after(wait_s))
 
     def on_announced(self, generation: int | None = None) -> None:
         """Take the birth time that Redis gave, or one of this host's while Redis is away."""

@@ -10,8 +10,8 @@ Keys, all behind the prefix, beside those of the registry:
                   of which the worker tells the API itself
     leases        sorted set of worker → time until which it counts as alive, in ms of Redis'
                   clock; 0 when it has ended
-    x:<worker>    hash of id → generation: connections that were given up for lost although, as it
-                  turned out, their worker lived; it closes them when it comes back
+    x:<worker>    set of "<id> <generation>": connections that were given up for lost although, as
+                  it turned out, their worker lived; it closes them when it comes back
     disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers
                   that died, and those that the API did not take at once; fields id, generation,
                   code, reason, and failures, the number of attempts, on one that was put back
@@ -84,7 +84,8 @@ return 1
 )
 
 # KEYS: prefix. ARGV: worker, bound of the stream, 1 if the worker is known to be dead, else its
-# lease decides. Moves a batch of what the worker left to the stream.
+# lease decides; ms for which a connect may be decided, so that younger ones are left for later.
+# Moves a batch of what the worker left to the stream.
 # Returns how many were moved, how many were not because the client has reconnected, and whether
 # there is more; or nil when the worker lives, or another reaper has finished with it.
 # What is next is picked at random: a scan that begins anew with each batch finds less and less,
@@ -100,6 +101,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lease = tonumber(redis.call('ZSCORE', prefix .. 'leases', worker) or now + 1)
 local is_dead = ARGV[3] == '1' or lease == 0
+local hold = tonumber(ARGV[4] or 0)
 if not is_dead and lease > now then return false end
 
 local moved, reconnected = 0, 0
@@ -122,7 +124,7 @@ local function move(id, generation, code, reason)
 end
 local function give_up(id, generation)
   if is_dead then return end
-  redis.call('HSET', prefix .. 'x:' .. worker, id, generation)
+  redis.call('SADD', prefix .. 'x:' .. worker, id .. ' ' .. generation)
   redis.call('EXPIRE', prefix .. 'x:' .. worker, given_up_s)
 end
 
@@ -134,12 +136,16 @@ for i = 1, #entries, 2 do
   redis.call('HDEL', open, id)
   give_up(id, generation)
 end
-local asking = prefix .. 'a:' .. worker
+-- The API may still be at work on these; it must not hear of the end before it has decided.
+local asking, taken = prefix .. 'a:' .. worker, 0
 for _, entry in ipairs(redis.call('SRANDMEMBER', asking, batch)) do
   local id, generation = string.match(entry, '^(%S+) (%d+)$')
-  move(id, generation, '1006', lost)
-  redis.call('SREM', asking, entry)
-  give_up(id, generation)
+  if tonumber(generation) / 1000 + hold <= now then
+    move(id, generation, '1006', lost)
+    redis.call('SREM', asking, entry)
+    give_up(id, generation)
+    taken = taken + 1
+  end
 end
 local ended = prefix .. 'e:' .. worker
 entries = redis.call('HRANDFIELD', ended, batch, 'WITHVALUES')
@@ -149,9 +155,14 @@ for i = 1, #entries, 2 do
   move(id, generation, code, reason)
   redis.call('HDEL', ended, entries[i])
 end
-local more = redis.call('EXISTS', open, asking, ended)
-if more == 0 then redis.call('ZREM', prefix .. 'leases', worker) end
-return {moved, reconnected, more > 0 and 1 or 0}
+local asked = redis.call('EXISTS', asking)
+local more = redis.call('EXISTS', open, ended)
+if more + asked == 0 then
+  redis.call('ZREM', prefix .. 'leases', worker)
+elseif is_dead then
+  redis.call('ZADD', prefix .. 'leases', 0, worker)
+end
+return {moved, reconnected, (more > 0 or asked > 0 and taken > 0) and 1 or 0}
 """
 )
 

@@ -17,7 +17,6 @@ import structlog
 
 from .errors import RedisUnavailable
 from .hub import Hub
-from .lease import Lease
 from .outbox import Outbox
 from .session import ASKING, CLAIMING, CLOSED, GOING_AWAY, SERVICE_RESTART, WAITING
 from .upstream import Upstream
@@ -30,7 +29,6 @@ _CLOSING_LIMIT_S: Final = 1.0
 _PATIENCE_SHARE: Final = 0.4
 # How often some of the clients of a retiring worker are told to go.
 _PACE_S: Final = 0.05
-_REDIS_TIME_S: Final = 1.0
 # Number of calls of `stop` from which on nothing is waited for.
 _HURRY: Final = 2
 
@@ -43,6 +41,7 @@ class Drain:
     Args:
         total_s: time to finish in, once the clients have been told.
         drain_s: time over which the clients of a retiring worker are told.
+        on_last: called before what is left in Redis goes to the reapers.
     """
 
     def __init__(
@@ -50,15 +49,15 @@ class Drain:
         hub: Hub,
         upstream: Upstream,
         outbox: Outbox,
-        lease: Lease,
         loop: asyncio.AbstractEventLoop,
         total_s: float,
         drain_s: float,
+        on_last: Callable[[], None],
     ) -> None:
         self._hub = hub
         self._upstream = upstream
         self._outbox = outbox
-        self._lease = lease
+        self._on_last = on_last
         self._loop = loop
         self._total_s = total_s
         self._drain_s = drain_s
@@ -77,6 +76,7 @@ class Drain:
         """
         hub = self._hub
         begun_at = self._loop.time()
+        await asyncio.sleep(_PACE_S)  # for those whom the kernel has just handed to this process
         waiting = list(hub.clients.values())
         random.shuffle(waiting)
         count = len(waiting)
@@ -101,7 +101,8 @@ class Drain:
         """
         hub = self._hub
         now = self._loop.time()
-        deadline = now + self._total_s - 2 * self.closing_s
+        # Redis, the sockets, and the connections to Redis are closed after it.
+        deadline = now + self._total_s - 3 * self.closing_s
         if retiring and not self._stops:
             farewell = SERVICE_RESTART, "service restart"
         else:
@@ -117,9 +118,9 @@ class Drain:
         for client in list(hub.clients.values()):
             client.close(*farewell)
         await self._wait_until(lambda: not self._unreported, deadline)
-        if self._unreported:
-            self._upstream.park_all()
-        self._lease.stop()
+        # No answer of the API changes anything from here on.
+        await self._upstream.close()
+        self._on_last()
         return await self._leave_to_reapers()
 
     def _turn_back(self) -> None:
@@ -132,9 +133,12 @@ class Drain:
     async def _leave_to_reapers(self) -> int:
         """Leave what stands in Redis to the reapers; return what does not stand there."""
         try:
-            async with asyncio.timeout(_REDIS_TIME_S):
+            async with asyncio.timeout(self.closing_s):
                 left = await self._outbox.hand_over()
-        except (TimeoutError, RedisUnavailable, hiredis.HiredisError):
+        except TimeoutError:
+            # Slow, but there: when the lease is over a reaper finds what stands there.
+            return self._outbox.unconfirmed
+        except (RedisUnavailable, hiredis.HiredisError):
             return self._unreported + self._outbox.unconfirmed
         if left:
             _log.warning("reapers will tell the API of disconnects", count=left)

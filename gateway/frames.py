@@ -182,6 +182,10 @@ class FrameReader:
         first, second = self._buffer[0], self._buffer[1]
         if first & 0x70:
             return "reserved bits must be 0"
+        if first & 0x07 > 2:
+            # 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the
+            # WebSocket Connection_." 3 to 7 and 11 to 15 are reserved.
+            return "reserved opcode"
         if not second & 0x80:
             # 5.1: "The server MUST close the connection upon receiving a frame that is not
             # masked."

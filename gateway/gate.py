@@ -48,6 +48,7 @@ class Gate:
         self._under_way: OrderedDict[Entrant, float] = OrderedDict()
         self._waiting: OrderedDict[Entrant, None] = OrderedDict()
         self._average_s = 0.0
+        self._left_at = 0.0
 
     def enter(self, entrant: Entrant) -> float:
         """Ask to be let through.
@@ -74,7 +75,8 @@ class Gate:
             if self._waiting.pop(entrant, self) is None:
                 self._slot[c.CONNECTS_WAITING] = len(self._waiting)
             return
-        took_s = self._clock.now - admitted_at
+        self._left_at = self._clock.now
+        took_s = self._left_at - admitted_at
         self._average_s += (took_s - self._average_s) * _WEIGHT
         while self._waiting and len(self._under_way) < self._limit:
             following, _ = self._waiting.popitem(last=False)
@@ -87,10 +89,10 @@ class Gate:
 
     def _expected_wait_s(self) -> float:
         """Estimate how long one would wait that came now; an API that hangs makes it grow."""
-        oldest_s = (
-            self._clock.now - next(iter(self._under_way.values())) if self._under_way else 0.0
-        )
-        return (len(self._waiting) + 1) * max(self._average_s, oldest_s) / self._limit
+        # One that hangs among others that come and go tells nothing; a time when none goes does.
+        oldest_at = next(iter(self._under_way.values()), self._clock.now)
+        stalled_s = self._clock.now - max(self._left_at, oldest_at)
+        return (len(self._waiting) + 1) * max(self._average_s, stalled_s) / self._limit
 
 
 def retry_after(wait_s: float) -> bytes:

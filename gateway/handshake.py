@@ -179,6 +179,7 @@ class RequestHead:
             raise HeadTooLarge("the request line and headers exceed 16 KiB")
         if not _FIELD_VALUE.fullmatch(value):
             raise HandshakeError("a header has control characters")
+        value = value.rstrip(b" \t")  # RFC 9112, 5.1: no part of the value; the parser leaves it
         name = name.lower()
         before = self.headers.get(name)
         if before is None:
@@ -195,7 +196,7 @@ class RequestHead:
             raise HandshakeError("HTTP/1.1 is required")
         headers = self.headers
         self.has_body = b"transfer-encoding" in headers or (
-            headers.get(b"content-length", b"0").strip() != b"0"
+            headers.get(b"content-length", b"0") != b"0"
         )
         self._complete = True
 

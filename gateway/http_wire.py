@@ -9,6 +9,8 @@ import httptools
 from .settings import ApiUrl
 
 MAX_REPLY_HEAD_BYTES: Final = 65_536
+# What the chunked coding may add to each byte of a body: five bytes if every chunk holds but one.
+MAX_FRAMING: Final = 16
 
 _TEXT_TYPE: Final = b"text/plain; charset=utf-8"
 _BINARY_TYPE: Final = b"application/octet-stream"
@@ -128,12 +130,13 @@ class ReplyReader:
         self._begun = False
         # Whether the head tells where the body ends, other than by the end of the stream.
         self._framed = False
-        # Bytes that were fed while it had not.
+        # Bytes that were fed since the request and did not complete the reply.
         self._fed_size = 0
         self._head_size = 0
         self._body_size = 0
-        # Further parts of the body, None while it came in one piece.
-        self._more: list[bytes] | None = None
+        # The body so far, None while it came in one piece; a bytearray, because a body of a million
+        # tiny chunks must not cost more than its size.
+        self._more: bytearray | None = None
         self._parser = httptools.HttpResponseParser(self)
 
     def expect(self, want_headers: bool) -> None:
@@ -147,13 +150,14 @@ class ReplyReader:
 
         Raises:
             httptools.HttpParserError: if they are no HTTP, exceed a limit, or come unasked.
-            ReplyTooLarge: if a line of the head has no end.
+            ReplyTooLarge: if a line has no end, or there is no end to lines other than the body.
         """
         self._parser.feed_data(data)
-        if not self._begun:  # the parser keeps a header to itself until it is whole
+        if not self.complete:
+            # The parser keeps a header or trailer to itself until it is whole.
             self._fed_size += len(data)
-            if self._fed_size > MAX_REPLY_HEAD_BYTES:
-                raise ReplyTooLarge("reply head exceeds the limit")
+            if self._fed_size > MAX_REPLY_HEAD_BYTES + MAX_FRAMING * self._body_size:
+                raise ReplyTooLarge("reply head or trailer exceeds the limit")
 
     def feed_eof(self) -> bool:
         """Take the end of the stream; tell whether that completed the reply (RFC 9112, 6.3)."""
@@ -180,7 +184,7 @@ class ReplyReader:
     @property
     def retry_after_s(self) -> float:
         """Return the pause that the reply asks for, 0 if none or as a date (RFC 9110, 10.2.3)."""
-        value = self.retry_after
+        value = self.retry_after.rstrip(b" \t")
         return float(value) if value.isdigit() and len(value) < 10 else 0.0
 
     # Called by httptools.
@@ -231,13 +235,13 @@ class ReplyReader:
             raise ReplyTooLarge("reply body exceeds the limit")
         if not self.body:
             self.body = body
-        elif self._more is None:
-            self._more = [body]
         else:
-            self._more.append(body)
+            if self._more is None:
+                self._more = bytearray(self.body)
+            self._more += body
 
     def on_message_complete(self) -> None:
-        if self.status < 200:
+        if 100 <= self.status < 200:
             self._begun = False
             return
         self._finish()
@@ -245,7 +249,7 @@ class ReplyReader:
 
     def _finish(self) -> None:
         if self._more is not None:
-            self.body = b"".join((self.body, *self._more))
+            self.body = bytes(self._more)
             self._more = None
         self.keep_alive = False
         self.complete = True

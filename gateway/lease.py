@@ -57,17 +57,20 @@ class Lease:
         self._loop = loop
         self._sweeper = sweeper
         self._renew_at = 0.0
+        self._is_over = False
         self._amends: asyncio.Task[None] | None = None
         sweeper.every_tick(self._on_tick)
 
     def renew(self) -> None:
         """Take the lease, or extend it."""
+        if self._is_over:
+            return
         self._renew_at = self._sweeper.now + RENEW_EVERY_S
         self._link.call(self._on_renewed, RENEW, self._prefix, self._worker, int(LEASE_S * 1000))
 
     def stop(self) -> None:
         """Renew no more."""
-        self._renew_at = float("inf")
+        self._is_over = True
         if self._amends is not None:
             self._amends.cancel()
 
@@ -92,13 +95,15 @@ class Lease:
         """
         key = self._prefix + b"x:" + self._worker
         count = 0
-        async for entries in scan(self._link, b"HSCAN", key):
-            for client_id, generation in zip(entries[::2], entries[1::2], strict=True):
+        async for entries in scan(self._link, b"SSCAN", key):
+            for entry in entries:
+                client_id, _, generation = entry.partition(b" ")
                 for holders in self._holders:
                     holder = holders.get(client_id)
                     if holder is not None and holder.generation == int(generation):
                         holder.give_up()
                         count += 1
-        await self._link.ask(b"DEL", key)
+            if entries:  # not all: more may have been added meanwhile
+                await self._link.ask(b"SREM", key, *entries)
         if count:
             _log.warning("clients were given up for lost, closing them", count=count)

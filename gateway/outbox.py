@@ -36,6 +36,7 @@ class Outbox:
         prefix: of every key.
         worker: incarnation of this worker.
         bound: how many ends may wait for the reapers.
+        pending_s: how long a connect may be decided at most, in seconds.
         call_soon: calls back at the end of the loop's tick.
     """
 
@@ -45,6 +46,7 @@ class Outbox:
         prefix: str,
         worker: str,
         bound: int,
+        pending_s: float,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
         self._link = link
@@ -52,6 +54,7 @@ class Outbox:
         self._worker = worker.encode("ascii")
         self._key = self._prefix + b"e:" + self._worker
         self._bound = bound
+        self._hold_ms = int(pending_s * 1000)
         self._call_soon = call_soon
         # Entries that the API has heard of in this tick, to be struck off together.
         self._settled: list[bytes] = []
@@ -99,18 +102,17 @@ class Outbox:
         Raises:
             RedisUnavailable: if Redis is lost again.
         """
+        for departed in owed():
+            _, _, code, reason = _end(departed)
+            value = b"%d %b" % (code, reason)
+            self._link.send(_ignore, b"HSET", self._key, _entry(departed), value)
+        for entry, end in list(self._parking.items()):
+            self._park(entry, end)
         async for entries in scan(self._link, b"HSCAN", self._key):
             here = {_entry(departed) for departed in owed()}
             for entry in entries[::2]:
                 if entry not in here and entry not in self._parking:
                     self._link.send(_ignore, b"HDEL", self._key, entry)
-        for departed in owed():
-            _, _, code, reason = _end(departed)
-            self._link.send(
-                _ignore, b"HSET", self._key, _entry(departed), b"%d %b" % (code, reason)
-            )
-        for entry, end in list(self._parking.items()):
-            self._park(entry, end)
 
     async def hand_over(self) -> int:
         """Leave all that stands in Redis for this worker to the reapers; return how much it was.
@@ -119,11 +121,19 @@ class Outbox:
             RedisUnavailable: if Redis is away; then the end of the lease tells the reapers.
             hiredis.ReplyError: if Redis refuses.
         """
+        self._strike_off()
         count = 0
         more: Any = 1
         while more:
             moved, _, more = await self._link.ask(
-                b"EVALSHA", TAKE_OVER.digest, 1, self._prefix, self._worker, self._bound, 1
+                b"EVALSHA",
+                TAKE_OVER.digest,
+                1,
+                self._prefix,
+                self._worker,
+                self._bound,
+                1,
+                self._hold_ms,
             )
             count += moved
         return count

@@ -18,7 +18,7 @@ from .redis_link import RedisLink, Reply
 from .sweeper import Sweeper
 
 _INTERVAL_S: Final = 2.0
-_DEAF_AFTER_S: Final = 8.0
+_DEAF_AFTER: Final = 4  # probes in a row
 
 _log = structlog.get_logger()
 
@@ -47,14 +47,15 @@ class Probe:
         # While the bus is closed there is nothing to find out.
         self._is_open = False
         self._next_at = 0.0
-        self._came_back_at = 0.0
+        # Probes since one came back; counted, because a time would blame Redis for a stall of ours.
+        self._missing = 0
         self._sweeper = sweeper
         sweeper.every_tick(self._on_tick)
 
     def open(self) -> None:
         """Begin to probe: both connections are up."""
         self._is_open = True
-        self._came_back_at = self._sweeper.now
+        self._missing = 0
         self._send(self._sweeper.now)
 
     def close(self) -> None:
@@ -64,21 +65,22 @@ class Probe:
     def on_probe(self, envelope: Envelope) -> None:
         """Take a probe that came back."""
         now_us = _now_us()
-        self._came_back_at = self._sweeper.now
+        self._missing = 0
         self._slot[c.PROBED_US] = now_us
         self._slot[c.PROBE_LAG_US] = now_us - envelope.generation
 
     def _send(self, now: float) -> None:
         self._next_at = now + _INTERVAL_S
+        self._missing += 1
         wire = pack(PROBE, 0, b"", b"", _now_us(), 0, b"")
         self._link.send(_ignore, b"PUBLISH", self._channel, wire)
 
     def _on_tick(self, now: float) -> None:
         if not self._is_open or now < self._next_at:
             return
-        if now - self._came_back_at > _DEAF_AFTER_S:
+        if self._missing >= _DEAF_AFTER:
             _log.error("pushes do not reach this worker, subscribing again")
-            self._came_back_at = now
+            self._missing = 0
             self._on_deaf()
         else:
             self._send(now)

@@ -22,6 +22,7 @@ from .envelope import CLOSE, DESCRIBE, PUSH
 from .errors import HandshakeError
 from .frames import BINARY, TEXT, is_utf8
 from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, split_target
+from .http_wire import MAX_FRAMING
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
@@ -29,6 +30,8 @@ _LINGER_S: Final = 2.0
 _MAX_PIPELINED: Final = 256
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
 _BINARY_TYPE: Final = b"application/octet-stream"
+# What may surround a field's value and is no part of it (RFC 9112, 5.1); the parser leaves it.
+_BLANKS: Final = b" \t"
 
 _OK: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nok"
@@ -104,15 +107,18 @@ class PushConnection(asyncio.Protocol):
         self._announced_size = 0
         self._is_chunked = False
         self._header_count = 0
-        # True from the first byte of a head to its last, and the bytes that were fed meanwhile.
+        # True from the first byte of a head to its last, and while it began in this packet.
         self._in_head = self._head_is_new = False
+        # Bytes that were fed since that packet.
         self._fed_size = 0
         # Bytes of the body that the parser does not see, see _parse.
         self._body_left = 0
         self._expects_continue = False
         self._head_size = 0
         self._body = b""
-        self._more: list[bytes] | None = None
+        # The body so far, None while it came in one piece; a bytearray, because a body of a million
+        # tiny chunks must not cost more than its size.
+        self._more: bytearray | None = None
         self._body_size = 0
         # Outcome that was decided before the request was complete, None while it is in order.
         self._refused: tuple[int, bytes] | None = None
@@ -161,11 +167,11 @@ class PushConnection(asyncio.Protocol):
             self._head_is_new = False
             try:
                 self._parser.feed_data(data)
-                # The parser keeps a header to itself until it is whole. A head that began in
-                # this packet is bounded by the packet.
-                if self._in_head and not self._head_is_new:
+                # The parser keeps a header or trailer to itself until it is whole. A request that
+                # began in this packet is bounded by the packet.
+                if (self._in_head or self._is_chunked) and not self._head_is_new:
                     self._fed_size += len(data)
-                    if self._fed_size > MAX_HEAD_BYTES:
+                    if self._fed_size > MAX_HEAD_BYTES + MAX_FRAMING * self._body_size:
                         self._refuse(outcomes.HEAD_TOO_LARGE, b"")
                 return
             except httptools.HttpParserUpgrade as upgrade:
@@ -248,23 +254,24 @@ class PushConnection(asyncio.Protocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         self._header_count += 1
         self._count(len(name) + len(value))
+        if not self._in_head:
+            return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         name = name.lower()
         if name == b"content-type":
             self._type = value
         elif name == b"authorization":
-            self._authorization = value
+            self._authorization = value.rstrip(_BLANKS)
         elif name == b"ws2api-generation":
-            self._generation = value
-        elif name == b"content-length" and value.isdigit():
-            self._announced_size = int(value[:20])
+            self._generation = value.rstrip(_BLANKS)
+        elif name == b"content-length":
+            # The parser has found it to be a number, which may begin with any count of zeros.
+            self._announced_size = int(value.rstrip(_BLANKS).lstrip(b"0")[:20] or b"0")
         elif name == b"transfer-encoding":
             self._is_chunked = True
         elif name == b"expect":
-            self._expects_continue = value.lower() == b"100-continue"
+            self._expects_continue = value.rstrip(_BLANKS).lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -288,10 +295,10 @@ class PushConnection(asyncio.Protocol):
             self._refuse(outcomes.TOO_LARGE, b"")
         if not self._body:
             self._body = body
-        elif self._more is None:
-            self._more = [body]
         else:
-            self._more.append(body)
+            if self._more is None:
+                self._more = bytearray(self._body)
+            self._more += body
 
     def on_message_complete(self) -> None:
         if not self._parser.should_upgrade():
@@ -299,11 +306,12 @@ class PushConnection(asyncio.Protocol):
 
     def _complete(self) -> None:
         """Route a request that is whole."""
+        self._is_chunked = False
         if self._closing:
             return
         method = self._parser.get_method()
         if self._more is not None:
-            self._body = b"".join((self._body, *self._more))
+            self._body, self._more = bytes(self._more), None
         if not self._parser.should_keep_alive():
             self._closing = self._lingers = True  # RFC 9112, 9.6
         request = PushRequest(self)
@@ -315,6 +323,7 @@ class PushConnection(asyncio.Protocol):
             request.finish(outcomes.OK, self._hub.totals())
             return
         refused = self._fill(request)
+        self._body = b""  # an idle connection must not keep it
         if refused is not None:
             request.finish(*refused)
         else:

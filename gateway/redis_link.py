@@ -106,14 +106,14 @@ class RedisLink(asyncio.Protocol):
         """Connect, and keep on connecting until `stop`."""
         self._task = self._loop.create_task(self._keep_connected())
 
-    async def stop(self) -> None:
+    async def stop(self, timeout_s: float = 1.0) -> None:
         """Write what is still to be written and close for good."""
         self._stopping = True
         self._flush()
         if self._transport is not None:
             self._transport.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), 1.0)
+                await asyncio.wait_for(self._lost.wait(), timeout_s)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -130,10 +130,12 @@ class RedisLink(asyncio.Protocol):
         While the connection is down, or when too much is unanswered, `callback` gets a
         RedisUnavailable before this returns.
         """
-        if not self.is_up or len(self._waiting) >= _MAX_UNANSWERED:
-            callback(RedisUnavailable("Redis is away"))
+        if len(self._waiting) >= _MAX_UNANSWERED:
+            self.reset()  # what is refused now must be made good, as after any loss
+        elif self.is_up:
+            self._append(callback, command)
             return
-        self._append(callback, command)
+        callback(RedisUnavailable("Redis is away"))
 
     def call(self, callback: Callback, script: Script, *arguments: bytes | int) -> None:
         """Call a script; the first argument is the prefix of all keys."""

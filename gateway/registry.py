@@ -173,7 +173,6 @@ class Registry:
             b"PX",
             self._pending_ms,
         )
-        self._link.send(_ignore, b"SADD", self._asking, b"%b %d" % (client_id, generation))
 
     def withdraw(self, client_id: bytes, generation: int) -> None:
         """Take the mark away again: the connect came to nothing."""
@@ -246,29 +245,37 @@ class Registry:
         self,
         clients: Mapping[bytes, Claimant],
         connecting: Mapping[bytes, Claimant],
+        deciding: Callable[[], Iterable[Claimant]],
     ) -> None:
         """Make Redis agree with this worker after it was away.
 
-        Entries of clients that left meanwhile go; every client that is here is entered again.
+        Every client that is here is entered again; then entries of clients that left go. In this
+        order, so that a worker that dies in between leaves too much rather than too little.
+
+        Args:
+            connecting: connects that are being decided, the newest of each id.
+            deciding: lists all of them.
 
         Raises:
             RedisUnavailable: if Redis is lost again.
         """
+        self.claim_again(list(clients.values()))
+        for claimant in connecting.values():
+            if claimant.generation:
+                self._mark_again(claimant.client_id, claimant.generation)
+        for claimant in deciding():
+            self._link.send(_ignore, b"SADD", self._asking, _mark(claimant))
         async for entries in scan(self._link, b"HSCAN", self._prefix + b"w:" + self._worker):
             for client_id, generation in zip(entries[::2], entries[1::2], strict=True):
                 client = clients.get(client_id)
                 if client is None or client.generation != int(generation):
                     self._call(_ignore, _RELEASE, self._worker, client_id, generation, 0, b"")
         async for marks in scan(self._link, b"SSCAN", self._asking):
+            here = {_mark(claimant) for claimant in deciding()}
             for mark in marks:
-                client_id, _, generation = mark.partition(b" ")
-                client = connecting.get(client_id)
-                if client is None or client.generation != int(generation):
-                    self._call(_ignore, _WITHDRAW, self._worker, client_id, int(generation))
-        self.claim_again(list(clients.values()))
-        for claimant in connecting.values():
-            if claimant.generation:
-                self._mark_again(claimant.client_id, claimant.generation)
+                if mark not in here:
+                    client_id, _, generation = mark.partition(b" ")
+                    self._call(_ignore, _WITHDRAW, self._worker, client_id, generation)
 
     @property
     def _asking(self) -> bytes:
@@ -276,6 +283,10 @@ class Registry:
 
     def _call(self, callback: Callable[[Any], None], script: Script, *rest: bytes | int) -> None:
         self._link.call(callback, script, self._prefix, *rest)
+
+
+def _mark(claimant: Claimant) -> bytes:
+    return b"%b %d" % (claimant.client_id, claimant.generation)
 
 
 def _ignore(reply: Reply) -> None:

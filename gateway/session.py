@@ -197,7 +197,9 @@ class Session:
         else:
             self._welcome()
             if self.replaced:
-                self.close(*(self._farewell or (REPLACED_CODE, "replaced")))
+                self.close(REPLACED_CODE, "replaced")
+            elif self._farewell is not None:
+                self.close(*self._farewell)
 
     # Events of the API.
 
@@ -386,11 +388,12 @@ class Session:
 
     def give_up(self) -> None:
         """End a connection of whose loss the API was told already, so that it is lost indeed."""
-        if self.state == ASKING or self.state == CLAIMING:
-            self._farewell = SERVICE_RESTART, "service restart"
-        if self.state <= OPEN:
+        if self.state == OPEN:
             self.replaced = True
             self.close(SERVICE_RESTART, "service restart")
+        elif self.state == ASKING or self.state == CLAIMING:
+            # The API may say yes after it was told of the end, so it is told again.
+            self._farewell = SERVICE_RESTART, "service restart"
 
     def on_released(self, owned: bool) -> None:
         """Learn that the id is out of the registry.

@@ -40,6 +40,7 @@ from .push import PushConnection, PushHub
 from .redis_link import RedisLink
 from .registry import Registry
 from .router import Router
+from .session import ASKING, CLAIMING
 from .settings import Settings
 from .sweeper import Sweeper
 from .upstream import Upstream
@@ -159,6 +160,7 @@ class Worker:
             settings.redis_prefix,
             assignment.incarnation,
             settings.max_pending_disconnects,
+            settings.api_timeout,
             loop.call_soon,
         )
         self._lease = Lease(
@@ -212,10 +214,10 @@ class Worker:
             self._hub,
             self._upstream,
             self._outbox,
-            self._lease,
             loop,
             settings.shutdown_timeout,
             settings.drain_seconds,
+            self._let_go_of_redis,
         )
 
     # Start.
@@ -318,12 +320,21 @@ class Worker:
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
             # Those that were given up for lost must not be entered again.
             await self._lease.check()
-            await self._registry.restore(self._hub.clients, self._hub.connecting)
+            # Ends first: an entry of an open connection goes only when that of its end is there.
             await self._outbox.restore(self._owed)
+            await self._registry.restore(self._hub.clients, self._hub.connecting, self._deciding)
 
     def _owed(self) -> list[Client]:
         """List the connections that have ended and of which the API has yet to hear."""
         return [client for client in self._hub.live if client.is_owed]
+
+    def _deciding(self) -> list[Client]:
+        """List the connects that the API has been asked about, or is about to be."""
+        return [
+            client
+            for client in self._hub.live
+            if client.generation and ASKING <= client.state <= CLAIMING
+        ]
 
     def _park(self, exchange: Exchange) -> bool:
         """Leave the DELETE of a client to the reapers."""
@@ -332,6 +343,12 @@ class Worker:
         return self._outbox.park(client)
 
     # Stop.
+
+    def _let_go_of_redis(self) -> None:
+        """Enter nothing any more, because nobody would take it out."""
+        self._lease.stop()
+        if self._restoring is not None:
+            self._restoring.cancel()
 
     def _on_retire(self) -> None:
         self._retiring = True
@@ -371,8 +388,8 @@ class Worker:
             client.abort()
         for connection in list(self._push_hub.connections):
             connection.abort()
-        await self._upstream.close()
-        await asyncio.gather(self._commands.stop(), self._subscription.stop())
+        closing_s = self._drain.closing_s
+        await asyncio.gather(self._commands.stop(closing_s), self._subscription.stop(closing_s))
         self._sweeper.stop()
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0

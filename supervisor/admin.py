@@ -222,7 +222,7 @@ class Admin:
                 await self._redis.ping()
         except TimeoutError:
             return [f"redis did not answer within {REDIS_TIMEOUT_S:g} s"]
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:  # RuntimeError: reset just now, uvloop
             return [f"redis: {' '.join(str(error).split())}"]
         return []
 

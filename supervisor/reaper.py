@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -55,6 +55,24 @@ _Step = Callable[[], Awaitable[object]]
 _log = structlog.get_logger()
 
 
+def is_redis_away(error: Exception) -> bool:
+    """Tell whether an error means that Redis is not there, or not yet."""
+    # uvloop's word for a write to a connection that was reset a moment ago.
+    is_closed = isinstance(error, RuntimeError) and "closed" in str(error)
+    return is_closed or isinstance(error, _AWAY)
+
+
+@contextlib.asynccontextmanager
+async def _give_up_after(timeout_s: float) -> AsyncIterator[None]:
+    """Go on after this time, and when Redis is away: nothing may be in the way of the end."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except Exception as error:
+        if not is_redis_away(error):
+            _log.error("the reaper could not end in good order", error=str(error))
+
+
 @dataclass(frozen=True, slots=True)
 class _Leases:
     """Hold what Redis knows of the workers: until when each counts as alive, in ms of its clock."""
@@ -93,6 +111,7 @@ class Reaper:
         self._living = living
         self._figures = figures
         self._trust_s = trust_s
+        self._hold_ms = int(settings.api_timeout * 1000)
         # No second try behind the scenes: a restart of Redis is to be noticed.
         self._redis = Redis.from_url(
             redis_url,
@@ -149,17 +168,16 @@ class Reaper:
         left = None
         self._stopping = True
         if self._delivery is not None and self._api is not None:
-            with contextlib.suppress(TimeoutError, exceptions.RedisError, OSError):
-                async with asyncio.timeout(_STOP_S):
-                    await self._finish(self._delivery)
+            async with _give_up_after(_STOP_S):
+                await self._finish(self._delivery)
             await end_tasks(self._tasks)
             await self._delivery.close()
             await self._api.close()
-            with contextlib.suppress(TimeoutError, exceptions.RedisError, OSError):
-                async with asyncio.timeout(_LEAVE_S):
-                    await self._queue.leave()
-                    left = await self._measure()
-        await self._redis.aclose()
+            async with _give_up_after(_LEAVE_S):
+                await self._queue.leave()
+                left = await self._measure()
+        async with _give_up_after(_LEAVE_S):
+            await self._redis.aclose()
         return left
 
     def hurry(self) -> None:
@@ -203,7 +221,7 @@ class Reaper:
         self._undisturbed_since = time.monotonic()
         if self._delivery is not None:
             self._delivery.on_redis_lost()
-        if isinstance(error, _AWAY):
+        if is_redis_away(error):
             if not self._cut_off and not self._stopping:
                 _log.warning("the reaper has no Redis", error=str(error))
             self._cut_off.add(name)
@@ -250,7 +268,9 @@ class Reaper:
         try:
             while more and (is_known or until_ms == 0 or self._trusts_redis):
                 reply = await self._ask(
-                    self._take_over(keys=[self._prefix], args=[worker, bound, int(is_known)])
+                    self._take_over(
+                        keys=[self._prefix], args=[worker, bound, int(is_known), self._hold_ms]
+                    )
                 )
                 if reply is None:
                     break

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pytest
+import uvloop
 from harness.disconnect_store import BORN, Store
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, POLL_S
@@ -123,6 +124,12 @@ async def delivering(
         await redis.aclose()
 
 
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a scenario on the loop of the real process, without asyncio's costly debugging."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=False) as runner:
+        runner.run(scenario)
+
+
 async def until(condition: Callable[[], object], what: str = "") -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -154,7 +161,7 @@ def test_each_is_delivered_once(store: Store, server: ValkeyProcess) -> None:
             await until(lambda: one.figures[c.DISCONNECTS_HELD] == 0)
             assert one.api.most_at_once <= MAX_AT_ONCE
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_two_share_the_work(store: Store, server: ValkeyProcess) -> None:
@@ -171,7 +178,7 @@ def test_two_share_the_work(store: Store, server: ValkeyProcess) -> None:
             assert one.api.counts
             assert two.api.counts
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_clients_that_are_back_are_left_out(store: Store, server: ValkeyProcess) -> None:
@@ -186,7 +193,7 @@ def test_clients_that_are_back_are_left_out(store: Store, server: ValkeyProcess)
             await until(lambda: one.figures[c.REAPER_SUPPRESSED] == 1)
             assert one.figures[c.REAPER_DELIVERED] == 3
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_one_that_comes_back_between_two_attempts_is_left_out(
@@ -201,7 +208,7 @@ def test_one_that_comes_back_between_two_attempts_is_left_out(
             await until(lambda: one.figures[c.REAPER_SUPPRESSED] == 1)
             assert one.is_empty
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize("outcome", [REFUSED, LATE, BROKEN, UNREACHABLE])
@@ -219,7 +226,7 @@ def test_what_fails_is_tried_again(store: Store, server: ValkeyProcess, outcome:
             assert one.figures[c.REAPER_FAILURES] == 6
             assert one.figures[c.REAPER_DELIVERED] == 20
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_one_that_is_refused_for_ever_delays_nobody(store: Store, server: ValkeyProcess) -> None:
@@ -234,7 +241,7 @@ def test_one_that_is_refused_for_ever_delays_nobody(store: Store, server: Valkey
             await until(lambda: store.redis.xlen(store.stream) == 5)
             assert one.figures[c.REAPER_DELIVERED] == 500
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_those_that_are_refused_for_ever_leave_room_for_others(
@@ -253,7 +260,7 @@ def test_those_that_are_refused_for_ever_leave_room_for_others(
             assert one.figures[c.DISCONNECTS_HELD] <= 8
             assert {end[0].partition("-")[0] for end in store.owed} == {"bad"}
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_holds_no_more_than_it_may(store: Store, server: ValkeyProcess) -> None:
@@ -268,7 +275,7 @@ def test_holds_no_more_than_it_may(store: Store, server: ValkeyProcess) -> None:
             await until(lambda: one.is_empty)
             assert one.figures[c.REAPER_DELIVERED] == 200
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_an_api_that_is_away_is_probed_by_one_at_a_time(
@@ -289,7 +296,7 @@ def test_an_api_that_is_away_is_probed_by_one_at_a_time(
             assert set(one.api.counts.values()) - {1}  # some were the probes
             assert one.figures[c.REAPER_DELIVERED] == 300
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_keeps_to_its_rate(store: Store, server: ValkeyProcess) -> None:
@@ -303,7 +310,7 @@ def test_keeps_to_its_rate(store: Store, server: ValkeyProcess) -> None:
             for count in (20, 40, 60):
                 assert times[count - 1] - times[0] >= (count - 11) / 100 * 0.99
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_what_another_reaper_took_is_dropped(store: Store, server: ValkeyProcess) -> None:
@@ -324,7 +331,7 @@ def test_what_another_reaper_took_is_dropped(store: Store, server: ValkeyProcess
             ]
             assert holder == b"another"
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_what_the_api_has_is_not_sent_again_when_striking_off_fails(
@@ -358,7 +365,7 @@ def test_what_the_api_has_is_not_sent_again_when_striking_off_fails(
         await delivery.close()
         await redis.aclose()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_what_it_holds_survives_a_redis_that_forgets(tmp_path_factory: Any) -> None:
@@ -392,7 +399,7 @@ def test_what_it_holds_survives_a_redis_that_forgets(tmp_path_factory: Any) -> N
             await delivery.close()
             await connection.aclose()
 
-        asyncio.run(scenario())
+        run(scenario())
         redis.close()
 
 
@@ -406,7 +413,7 @@ class TestEnd:
                 await until(lambda: one.delivery.is_finished)
                 assert one.is_empty
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_does_not_wait_for_an_api_that_is_away(
         self, store: Store, server: ValkeyProcess
@@ -419,7 +426,7 @@ class TestEnd:
                 await until(lambda: one.delivery.is_finished)
                 assert store.redis.xlen(store.stream) == 500
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_rest_waits_for_what_is_under_way_only(
         self, store: Store, server: ValkeyProcess
@@ -438,7 +445,7 @@ class TestEnd:
                 assert len(one.api.attempts) <= sent + 1  # a claim may have been on its way
                 await until(lambda: store.redis.xlen(store.stream) == 500 - sent)
 
-        asyncio.run(scenario())
+        run(scenario())
 
 
 def entry_of(store: Store) -> bytes:

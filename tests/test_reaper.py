@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import uvloop
 from aiohttp import web
 from harness.disconnect_store import BORN, LEASE_MS, Store
 from harness.fault_proxy import FaultProxy
@@ -24,7 +25,7 @@ from ws2api.gateway.settings import load
 from ws2api.supervisor import reaper as reaper_module
 from ws2api.supervisor.reaper import Reaper
 
-CLIENTS: Final = 3000
+CLIENTS: Final = 2000
 FOREVER_S: Final = 3600.0
 
 Delete = tuple[str, int, int, str]
@@ -146,6 +147,12 @@ async def reaping(
         await running.stop()
 
 
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run a scenario on the loop of the real process, without asyncio's costly debugging."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=False) as runner:
+        runner.run(scenario)
+
+
 async def until(condition: Callable[[], object], what: object = "") -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -188,7 +195,7 @@ class TestLostWorkers:
                 assert leases == [b"one-1-0", b"two-0-0"]
                 assert store.redis.exists(store.key("c:of-one-1-0"), store.key("c:of-two-0-0")) == 2
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_is_not_misled_by_a_name_that_begins_alike(
         self, store: Store, server: ValkeyProcess
@@ -204,7 +211,7 @@ class TestLostWorkers:
                 assert api.clients == {"bob"}
                 assert store.redis.exists(store.key("c:ann"))
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_of_others_when_their_lease_has_run_out(
         self, store: Store, server: ValkeyProcess
@@ -220,7 +227,7 @@ class TestLostWorkers:
                 assert api.deletes == [lost("ann")]
                 assert store.redis.exists(store.key("c:bob"))
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_not_before_redis_was_there_for_a_while(
         self, store: Store, server: ValkeyProcess
@@ -234,7 +241,7 @@ class TestLostWorkers:
                 await until(lambda: api.deletes)
                 assert time.monotonic() - began >= 0.5
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_one_that_has_ended_cleanly_needs_no_patience(
         self, store: Store, server: ValkeyProcess
@@ -248,7 +255,7 @@ class TestLostWorkers:
                 assert api.deletes == [("ann", BORN, 1001, "going away")]
                 assert not store.redis.exists(store.key(LEASES))
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_clients_that_are_back_are_left_out(self, store: Store, server: ValkeyProcess) -> None:
         store.open("one-0-0", "ann", BORN)
@@ -263,7 +270,7 @@ class TestLostWorkers:
                 assert api.deletes == [lost("bob")]
                 assert store.redis.get(store.key("c:ann")) == f"one-0-1 {BORN + 1}".encode()
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_logs_one_line_for_each(self, store: Store, server: ValkeyProcess) -> None:
         fill(store, "one-0-0", 700)
@@ -276,7 +283,7 @@ class TestLostWorkers:
                 await until(lambda: not store.redis.exists(store.key(LEASES)))
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
         assert [line for line in logs if line["log_level"] != "debug"] == [
             {
                 "event": "took over from a worker that is gone",
@@ -311,7 +318,7 @@ class TestManyReapers:
                 assert one.figures[c.REAPER_DELIVERED]
                 assert two.figures[c.REAPER_DELIVERED]
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_none_gets_lost_when_one_dies_in_the_middle(
         self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
@@ -341,7 +348,7 @@ class TestManyReapers:
                 assert len(api.deletes) <= CLIENTS + 100
 
         monkeypatch.setattr("ws2api.supervisor.delivery._ADOPT_EVERY_S", 0.1)
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_the_successor_goes_on_at_once(self, store: Store, server: ValkeyProcess) -> None:
         expected = fill(store, "one-0-0", CLIENTS)
@@ -364,7 +371,7 @@ class TestManyReapers:
                     assert set(api.deletes) == expected
                     assert len(api.deletes) <= CLIENTS + 100
 
-        asyncio.run(scenario())
+        run(scenario())
 
 
 class TestApi:
@@ -386,7 +393,7 @@ class TestApi:
                     await until(lambda: one.figures[c.DISCONNECTS_PENDING] == 0)
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
         events = [line["event"] for line in logs]
         assert events.count("the API takes no disconnects") == 1
         assert events.count("the API takes disconnects again") == 1
@@ -404,7 +411,7 @@ class TestApi:
                 times = api.times
                 assert times[299] - times[0] >= (300 - 20) / 200 * 0.95
 
-        asyncio.run(scenario())
+        run(scenario())
 
 
 class TestRedis:
@@ -425,7 +432,7 @@ class TestRedis:
                 assert not any(task.done() for task in one.reaper._tasks)
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
         server.stop()
         assert outages(logs) == ["the reaper has no Redis", "the reaper has Redis back"] * 3
         assert not [line for line in logs if line["log_level"] == "error"]
@@ -442,7 +449,7 @@ class TestRedis:
                 await until(lambda: api.deletes)
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
         server.stop()
 
     def test_emptied_while_it_runs(self, store: Store, server: ValkeyProcess) -> None:
@@ -456,7 +463,7 @@ class TestRedis:
                 await until(lambda: len(api.deletes) == 2)
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
         assert not [line for line in logs if line["log_level"] == "error"]
 
     def test_a_lease_is_not_believed_when_redis_stood_still(
@@ -484,7 +491,7 @@ class TestRedis:
                     assert store.redis.exists(store.key("c:ann"))
                     assert not api.deletes
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_unexpected_errors_do_not_end_it(
         self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
@@ -506,7 +513,7 @@ class TestRedis:
                 await until(lambda: one.figures[c.DISCONNECTS_PENDING] == 1)
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
         [line] = [line for line in logs if line["log_level"] == "error"]
         assert line["error"] == "nobody thought of it"
         assert line["exc_info"]
@@ -532,7 +539,7 @@ class TestStop:
                 assert set(api.deletes[1:]) == expected
                 assert store.redis.xinfo_consumers(store.stream, GROUP) == []
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_leaves_the_rest_to_its_successor_while_workers_live(
         self, store: Store, server: ValkeyProcess
@@ -552,7 +559,7 @@ class TestStop:
                     assert set(api.counts.values()) == {1}
                     assert len(api.deletes) == 200
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_does_not_wait_for_an_api_that_is_away(
         self, store: Store, server: ValkeyProcess
@@ -569,7 +576,7 @@ class TestStop:
                     assert one.left == 1
                     assert time.monotonic() - began < reaper_module._STOP_S
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_does_not_wait_for_long_for_an_api_that_hangs(
         self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
@@ -586,7 +593,7 @@ class TestStop:
                     assert one.left == 1
                 api.hold.set()
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_hurries_when_told_to(self, store: Store, server: ValkeyProcess) -> None:
         store.park("w-1", ("ann", BORN, 1000, "bye"))
@@ -604,7 +611,7 @@ class TestStop:
                     assert time.monotonic() - began < reaper_module._STOP_S
                 api.hold.set()
 
-        asyncio.run(scenario())
+        run(scenario())
 
     @pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.005, 0.02])
     def test_at_any_moment_of_the_start(
@@ -616,7 +623,7 @@ class TestStop:
                 async with asyncio.timeout(DEADLINE_S):
                     await one.stop()
 
-        asyncio.run(scenario())
+        run(scenario())
 
     def test_without_redis(self, tmp_path: Path) -> None:
         url = f"unix://{tmp_path}/none.sock"
@@ -629,7 +636,7 @@ class TestStop:
                 assert one.left is None
 
         with capture_logs() as logs:
-            asyncio.run(scenario())
+            run(scenario())
 
 
 class TestFigures:
@@ -647,7 +654,7 @@ class TestFigures:
                     await until(lambda: one.figures[c.DISCONNECTS_OLDEST_S] >= 1)
                 assert one.figures[c.DISCONNECTS_HELD] == 0
 
-        asyncio.run(scenario())
+        run(scenario())
 
 
 async def kill(reaper: Reaper) -> None:

@@ -273,16 +273,19 @@ async def test_connect_is_marked_for_as_long_as_it_may_take(server: Server) -> N
 
 
 @in_loop
-async def test_every_connect_has_a_birth_of_its_own(server: Server) -> None:
+async def test_every_connect_of_a_client_has_a_birth_of_its_own(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
         clients = [Client(f"{number % 7}", 0) for number in range(1000)]
         for number, client in enumerate(clients):
             (a, b)[number % 2].registry.announce(client.client_id, client)
         await a.settles()
         await b.settles()
-        births = [client.generation for client in clients]
-        assert len(set(births)) == len(births)
-        assert births[::2] == sorted(births[::2])
+        # Of one client only: those of others may coincide, and Redis' clock may be put back.
+        for first in range(7):
+            births = [client.generation for client in clients[first::7]]
+            assert len(set(births)) == len(births)
+            for worker in (0, 1):
+                assert births[worker::2] == sorted(births[worker::2])
 
 
 @pytest.mark.parametrize("kind", ["open", "being decided"])

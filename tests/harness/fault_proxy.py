@@ -112,6 +112,7 @@ class _Pipe:
             self._hold(data[:left])
         if len(data) >= left:
             self._may_be_cut = False
+            self._proxy.connections_cut += 1
             self.feed_end(end)
             _reset(self.source)
 
@@ -295,6 +296,7 @@ class _Link:
     def renew(self) -> None:
         """Go on after the end of all faults."""
         if self.has_swallowed:
+            self.proxy.connections_cut += 1
             self.reset()
         for pipe in (self._up, self._down):
             pipe.forget_cut()
@@ -345,6 +347,8 @@ class FaultProxy:
         self.connections_accepted = 0
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
+        self.connections_cut = 0
+        """Connections that a fault has ended."""
         self._links: set[_Link] = set()
         self._is_listening = False
         with socket.socket() as probe:  # only a port that was bound by number outlives `refuse`
@@ -484,6 +488,7 @@ class FaultProxy:
             self._listen()
 
     def _reset_all(self) -> None:
+        self.connections_cut += len(self._links)
         for link in list(self._links):
             link.reset()
 
@@ -505,6 +510,7 @@ class FaultProxy:
                 self.connections_accepted += 1
                 if self.faults.resets_at_accept:
                     self.faults.resets_at_accept -= 1
+                    self.connections_cut += 1
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
                     sock.close()
                     continue

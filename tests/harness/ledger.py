@@ -16,6 +16,9 @@ UNKNOWN = frozenset({0, 503, 504})
 """Answers, or none, that leave open whether it did."""
 
 
+WORKER_LOST = "worker lost"
+
+
 @dataclass
 class Account:
     """Hold one part of the ledger: how many of each kind, and what must not be."""
@@ -30,6 +33,11 @@ class Account:
         if problem and self.counts[kind] <= 5:
             self.problems.append(f"{kind}: {', '.join(map(str, details))}")
 
+    def limit(self, kind: str, most: int) -> None:
+        """Complain when there are more of a kind than there may be."""
+        if self.counts[kind] > most:
+            self.problems.append(f"{kind}: {self.counts[kind]}, at most {most} may be")
+
 
 class Ledger:
     """Compare both sides.
@@ -38,9 +46,10 @@ class Ledger:
         lives: what the API was told of each connection.
         stays: what the clients saw of each.
         pushes: what the API pushed, and with which outcome.
-        may_miss: messages that may never have been processed, over all.
+        may_give_up: messages that the gateway may have given up, which the API never processed.
         may_repeat: messages that may have been processed twice.
         may_be_unread: pushes with 200 whose client's connection broke before it read them.
+        may_be_unheard: connects that the API may have accepted without the gateway's hearing it.
     """
 
     def __init__(
@@ -49,15 +58,16 @@ class Ledger:
         stays: Iterable[Stay],
         pushes: Iterable[PushRecord] = (),
         *,
-        may_miss: int = 0,
+        may_give_up: int = 0,
         may_repeat: int = 0,
         may_be_unread: int = 0,
+        may_be_unheard: int = 0,
     ) -> None:
         self._lives = {(life.client_id, life.generation): life for life in lives}
         self._stays = list(stays)
         self._pushes = list(pushes)
-        self.messages = self._settle_messages(may_miss, may_repeat)
-        self.disconnects = self._settle_disconnects()
+        self.messages = self._settle_messages(may_give_up, may_repeat)
+        self.disconnects = self._settle_disconnects(may_be_unheard)
         self.pushes = self._settle_pushes(may_be_unread)
 
     @property
@@ -76,16 +86,15 @@ class Ledger:
 
     # Messages.
 
-    def _settle_messages(self, may_miss: int, may_repeat: int) -> Account:
+    def _settle_messages(self, may_give_up: int, may_repeat: int) -> Account:
         account = Account("messages")
         for stay in self._stays:
             for violation in stay.violations:
                 account.note("violation", stay.client_id, violation, problem=True)
             if stay.status == 101:
                 self._settle_stay(account, stay)
-        for kind, limit in (("never processed", may_miss), ("processed twice", may_repeat)):
-            if account.counts[kind] > limit:
-                account.problems.append(f"{account.counts[kind]} {kind}, at most {limit} may be")
+        account.limit("given up", may_give_up)
+        account.limit("processed twice", may_repeat)
         return account
 
     def _settle_stay(self, account: Account, stay: Stay) -> None:
@@ -107,15 +116,27 @@ class Ledger:
                 account.note("out of order", who, number, problem=True)
             seen.add(number)
         account.counts["processed"] += len(seen)
-        account.counts["never processed"] += stay.sent - len(seen)
+        lost = self._lost_with_connection(stay, life, seen)
+        account.counts["lost with the connection"] += lost
+        account.counts["given up"] += stay.sent - len(seen) - lost
         if stay.answered != sorted(set(stay.answered)):
             account.note("answers out of order", who, stay.answered[-20:], problem=True)
         if strange := set(stay.answered) - seen:
             account.note("answered, never processed", who, sorted(strange)[:5], problem=True)
 
+    def _lost_with_connection(self, stay: Stay, life: Life, seen: set[int]) -> int:
+        """Count the last messages of a connection that ended before the gateway had read them.
+
+        What came before a close frame was read, unless the worker was lost.
+        """
+        is_lost = any(reason == WORKER_LOST for _, reason in life.deletes)
+        if not stay.has_ended or (stay.left == "close" and not is_lost):
+            return 0
+        return stay.last - max(seen, default=stay.first - 1) if stay.first else 0
+
     # Connects and disconnects.
 
-    def _settle_disconnects(self) -> Account:
+    def _settle_disconnects(self, may_be_unheard: int) -> Account:
         account = Account("connections")
         stays = {(stay.client_id, stay.generation): stay for stay in self._stays}
         youngest: dict[str, int] = {}
@@ -137,13 +158,16 @@ class Ledger:
             elif life.deletes:
                 account.note("DELETE")
                 account.counts["further DELETEs"] += len(life.deletes) - 1
-                account.counts["worker lost"] += life.deletes[0][1] == "worker lost"
+                account.counts["worker lost"] += life.deletes[0][1] == WORKER_LOST
             elif stay is not None and stay.close_code == 4008:
                 account.note("replaced (4008)")
             elif youngest[life.client_id] > life.generation:
                 account.note("came back before its end was reported")
+            elif stay is None and may_be_unheard:
+                account.note("accepted, answer lost")
             else:
                 account.note("no DELETE", who, stay, problem=True)
+        account.limit("accepted, answer lost", may_be_unheard)
         return account
 
     # Pushes.
@@ -169,6 +193,5 @@ class Ledger:
                 account.note("strange answer", record, problem=True)
         for number in received:
             account.note("received, never pushed", number, problem=True)
-        if (unread := account.counts["200, connection broke"]) > may_be_unread:
-            account.problems.append(f"{unread} with 200 unread, at most {may_be_unread} may be")
+        account.limit("200, connection broke", may_be_unread)
         return account

@@ -75,15 +75,13 @@ class Traffic:
         """Name the connections that have ended without a DELETE; replaced ones do not count."""
         return [p for p in self.ledger().disconnects.problems if p.startswith("no DELETE")]
 
-    def ledger(self, *, may_miss: int = 0, may_repeat: int = 0, may_be_unread: int = 0) -> Ledger:
-        """Compare what both sides have seen so far."""
+    def ledger(self, **allowances: int) -> Ledger:
+        """Compare what both sides have seen so far; see `Ledger` for what may be allowed."""
         return self.thread.call(
             lambda: Ledger(
                 list(self.api.lives.values()),
                 [stay for client in self.fleet.clients.values() for stay in client.stays],
                 self.pusher.records,
-                may_miss=may_miss,
-                may_repeat=may_repeat,
-                may_be_unread=may_be_unread,
+                **allowances,
             )
         )

@@ -95,6 +95,8 @@ class TrafficClient(asyncio.Protocol):
         self.stays: list[Stay] = []
         """One for each attempt to connect, the oldest first."""
         self.comes_back = False
+        self.renames = False
+        """Whether it comes back under another id each time."""
         self.padding = 0
         """Bytes to add to each message."""
         self.number = 0
@@ -127,6 +129,8 @@ class TrafficClient(asyncio.Protocol):
     async def connect(self) -> None:
         """Try once; the outcome is in `stay`."""
         self._is_connecting = True
+        if self.renames and self.stays:
+            self.client_id = f"{self.client_id.partition('~')[0]}~{len(self.stays)}"
         stay = Stay(self.client_id)
         self.stays.append(stay)
         self._buffer = b""
@@ -258,7 +262,7 @@ class TrafficClient(asyncio.Protocol):
 
     def _on_answer(self, stay: Stay, payload: bytes) -> None:
         number = number_of(payload)
-        if not payload.startswith(self.client_id.encode() + b" "):
+        if not payload.startswith(stay.client_id.encode() + b" "):
             stay.violations.append(f"answer for another client: {payload!r}")
         stay.answered.append(number)
         self._fleet.answers += 1

@@ -11,6 +11,9 @@ from typing import cast
 from .loop_thread import LoopThread
 from .traffic_clients import push
 
+LONGEST_PUSH_S = 20.0
+"""After this time no answer counts as none; the gateway's own limit is far shorter."""
+
 _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n", re.I)
 
 
@@ -97,8 +100,13 @@ class Pusher:
         number = self._number
         free = self._connections.setdefault(address, [])
         connection = free.pop() if free else PushConnection(address)
-        status = await connection.push(client_id, push(number))
-        free.append(connection)
+        try:
+            async with asyncio.timeout(LONGEST_PUSH_S):
+                status = await connection.push(client_id, push(number))
+            free.append(connection)
+        except TimeoutError:
+            connection.close()
+            status = 0
         record = PushRecord(number, client_id, status)
         self.records.append(record)
         return record

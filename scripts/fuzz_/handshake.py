@@ -1,0 +1,122 @@
+"""Any bytes are a head, or are refused with a status, or are waited for: in every split the same.
+
+What the policy makes of a head is one sound request to the API, in which nothing stands that the
+client did not send, and a 101; or a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ws2api.gateway.errors import HandshakeError
+from ws2api.gateway.handshake import HandshakePolicy, RequestHead, error_response
+from ws2api.gateway.http_wire import ReplyReader, RequestEncoder
+from ws2api.gateway.settings import ApiUrl, Settings
+
+from .http import TOKENS, assert_refuses, read_message
+from .splits import splits
+
+DICTIONARY = (
+    *TOKENS,
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    b"Sec-WebSocket-Version: 13\r\n",
+    b"Sec-WebSocket-Protocol: a, b\r\n",
+    b"Origin: https://app.example\r\n",
+    b"X-Forwarded-For: 10.0.0.1\r\n",
+    b"Cookie: a=b\r\n",
+)
+
+PEER: Final = "192.0.2.7"
+_POLICIES: Final = (
+    HandshakePolicy(Settings(workers=1)),
+    HandshakePolicy(
+        Settings(
+            workers=1,
+            forward_header=("X-Tenant",),
+            trusted_proxy=("192.0.2.0/24",),
+            allow_origin=("https://*.example",),
+            subprotocol=("b",),
+        )
+    ),
+)
+_OWN_FIELDS: Final = {b"host", b"ws2api-generation", b"ws2api-push-url"}
+_ENCODER: Final = RequestEncoder(ApiUrl("api", 80, False, "/base", "api"))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Be what becomes of bytes that are no head."""
+
+    status: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """Be what becomes of bytes that are one."""
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    is_upgrade: bool
+    has_body: bool
+    rest: bytes
+
+
+def check(data: bytes) -> None:
+    """Read a head from the bytes, in several splits, and judge it."""
+    whole = _read([data])
+    for pieces in splits(data):
+        assert _read(pieces) == whole, pieces
+    if isinstance(whole, Head):
+        for policy in _POLICIES:
+            _judge(policy, data, whole)
+
+
+def _read(pieces: Iterable[bytes]) -> Head | Refusal | None:
+    """Return None while more is waited for."""
+    head = RequestHead()
+    left = list(pieces)
+    while left:
+        try:
+            if not head.feed(left.pop(0)):
+                continue
+        except HandshakeError as error:
+            return Refusal(error.status)
+        rest = head.rest + b"".join(left) if head.is_upgrade else b""
+        return Head(
+            head.method, head.target, head.headers, head.is_upgrade, head.has_body, rest
+        )
+    return None
+
+
+def _judge(policy: HandshakePolicy, data: bytes, expected: Head) -> None:
+    head = RequestHead()
+    assert head.feed(data)
+    try:
+        handshake = policy.check(head, PEER)
+    except HandshakeError as error:
+        text = f"{error}\n".encode()
+        assert_refuses(error_response(error.status, text, b"", error.header_lines), text)
+        return
+    assert (expected.method, expected.has_body, expected.is_upgrade) == (b"GET", False, True)
+    wire = _ENCODER.connect(
+        handshake.client_id, handshake.query, 17, b"http://gateway:7002/x", handshake.header_lines
+    )
+    request = read_message(wire)
+    assert request.start_line == b"GET /base%b HTTP/1.1" % expected.target
+    assert request.rest == b""
+    names = [name for name, _ in request.fields]
+    assert len(set(names)) == len(names), wire
+    for name, value in request.fields:
+        if name == b"x-forwarded-for":
+            assert value.endswith(PEER.encode())
+        elif name not in _OWN_FIELDS:
+            assert value == expected.headers[name], name
+    response, chosen = policy.accept(handshake, ReplyReader(0))
+    answer = read_message(response)
+    assert answer.status == 101
+    assert not chosen or chosen in handshake.protocols
+    assert (answer.get(b"sec-websocket-protocol") or b"") == chosen
+    assert answer.rest == b""
