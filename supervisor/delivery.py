@@ -148,6 +148,7 @@ class Delivery:
             found, is_last = await self._queue.adopt(room)
             if is_last:
                 self._adopt_at = now + _ADOPT_EVERY_S
+                self._must_recover = True
         else:
             found = await self._queue.read(room, 0 if was_finishing else _READ_WAIT_S)
             if was_finishing and not found:

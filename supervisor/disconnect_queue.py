@@ -2,7 +2,8 @@
 
 See the disconnects module of the gateway for the keys. The consumer group hands each entry to one
 consumer, and keeps it pending for that one until it is struck off. The entries of a reaper that
-died go to those that live: to its successor in the same gateway at once, to others after a time.
+died go to those that live: to its successor in the same gateway at once, to others as soon as none
+of its gateway's workers has a lease, or after a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from ws2api.gateway.disconnects import DROPPED, GROUP, STREAM
+from ws2api.gateway.disconnects import DROPPED, GROUP, LEASES, STREAM
 
 _PAGE: Final = 256
 # A consumer of nothing that was silent for so long belonged to a reaper that died.
@@ -200,20 +201,24 @@ class DisconnectQueue:
         return await self._parse(reply[1]), is_last
 
     async def recover(self, count: int, held: Collection[bytes]) -> list[Disconnect]:
-        """Take what this gateway's reapers were given and this one does not hold.
+        """Take what reapers were given that are gone, and what this one was given but never got.
 
-        That is what the predecessor held when it died, and what Redis gave out in the moment in
-        which the connection was lost.
+        That is what the predecessor held when it died, what reapers of gateways held that have
+        ended since, and what Redis gave out in the moment in which the connection was lost. A
+        gateway that lives and has no worker at the moment loses its entries too, and finds out
+        when it claims them.
 
         Args:
             count: at most so many; fewer come when there are no more.
             held: ids of the entries that this one holds.
         """
         found: list[Disconnect] = []
+        living = await self._living_gateways()
         for consumer in await self._redis.xinfo_consumers(self._stream, GROUP):
             name = consumer["name"]
+            is_gone = name.startswith(self._family) or name.partition(b"-")[0] not in living
             start = "-"
-            while name.startswith(self._family) and len(found) < count:
+            while is_gone and len(found) < count:
                 page: list[Any] = await self._redis.xpending_range(
                     self._stream, GROUP, start, "+", _PAGE, name
                 )
@@ -228,6 +233,14 @@ class DisconnectQueue:
                     break
                 start = f"({entries[-1].decode()}"
         return found
+
+    async def _living_gateways(self) -> set[bytes]:
+        """List the instances of which a worker has a lease."""
+        now_s, now_us = await self._redis.time()
+        workers: list[Any] = await self._redis.zrangebyscore(
+            self._prefix + LEASES, now_s * 1000 + now_us // 1000, "+inf"
+        )
+        return {worker.partition(b"-")[0] for worker in workers}
 
     async def claim(self, disconnects: Sequence[Disconnect]) -> tuple[bytes, list[Claim]]:
         """Make sure, right before the API is told, that nobody else tells it.

@@ -267,6 +267,7 @@ class TestDeadReapers:
 
         async def body(add: Any) -> None:
             dead, stranger, successor = add("one", 1), add("other", 1), add("one", 2)
+            store.redis.zadd(f"{store.prefix}leases", {"other-3-0": 1e15})
             await dead.open()
             await dead.read(600, 0)
             await stranger.read(50, 0)
@@ -276,6 +277,22 @@ class TestDeadReapers:
                 held |= {disconnect.entry for disconnect in found}
             assert len(held) == 600
             assert pending(store) == {"one-1": 0, "one-2": 600, "other-1": 50}
+
+        run(body)
+
+    def test_leave_them_to_others_when_their_gateway_is_gone(self, store: Store, run: Run) -> None:
+        fill(store, 30)
+
+        async def body(add: Any) -> None:
+            gone, expired, living, heir = add("gone"), add("expired"), add("living"), add("heir")
+            store.redis.zadd(
+                f"{store.prefix}leases", {"expired-0-0": 1.0, "living-0-0": 1e15, "gone-0-0": 0}
+            )
+            await gone.open()
+            for queue in (gone, expired, living):
+                await queue.read(10, 0)
+            assert len(await heir.recover(100, ())) == 20
+            assert pending(store) == {"gone-1": 0, "expired-1": 0, "living-1": 10, "heir-1": 20}
 
         run(body)
 

@@ -7,7 +7,7 @@ not. Nothing leaves the connection but asks that are sound.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -31,7 +31,6 @@ DICTIONARY = (
 MAX_MESSAGE_SIZE: Final = 100
 _STATUSES: Final = {200, 400, 401, 404, 405, 413, 431}
 _OFFER: Final = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
-_EITHER: Final = re.compile(rb"[ux]pgrade:", re.IGNORECASE)
 
 AskFields = tuple[int, bytes, int, int, bytes]
 
@@ -183,6 +182,10 @@ def _assert_sound(
 
 
 def _alike(ask: AskFields) -> AskFields:
+    """Return the ask as if there were no difference between u and x."""
     kind, client_id, generation, code, payload = ask
-    unify: Callable[[bytes], bytes] = lambda part: _EITHER.sub(b"upgrade:", part)  # noqa: E731
-    return kind, unify(client_id), generation, code, unify(payload)
+    return kind, _unify(client_id), generation, code, _unify(payload)
+
+
+def _unify(part: bytes) -> bytes:
+    return part.lower().replace(b"x", b"u")

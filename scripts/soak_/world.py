@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import redis
 from harness.fault_proxy import FaultProxy
 from harness.gateway import GatewayProcess
 from harness.http_messages import Response
+from harness.push import PushClient
 from harness.traffic import Traffic
 from harness.traffic_api import ApiAnswer, ApiRequest, accept_and_echo
 from harness.valkey import ValkeyProcess
+from prometheus_client.parser import text_string_to_metric_families
 
 from soak_ import SoakError
-
-T = TypeVar("T")
 
 API_TIMEOUT_S: Final = 10
 READY_S: Final = 90.0
@@ -61,7 +61,9 @@ class World:
 
     def count(self, name: str) -> int:
         """Sum a metric over the workers."""
-        return self._again(lambda: self.gateway.count(name))
+        families = text_string_to_metric_families(self._ask_admin("/metrics").text)
+        names = {f"ws2api_{name}", f"ws2api_{name}_total"}
+        return int(sum(s.value for family in families for s in family.samples if s.name in names))
 
     def is_ready(self) -> bool:
         """Tell whether /readyz is green."""
@@ -106,18 +108,18 @@ class World:
         )
 
     def _ask_admin(self, path: str) -> Response:
-        return self._again(lambda: self.gateway.admin_get(path))
-
-    def _again(self, ask: Callable[[], T]) -> T:
-        """Ask again while the admin process is being replaced."""
+        """Ask, and ask again while the admin process is being replaced."""
         deadline = time.monotonic() + READY_S
         while True:
+            connection = PushClient(self.gateway.admin_address)
             try:
-                return ask()
+                return connection.request("GET", path)
             except (OSError, EOFError) as error:
                 if time.monotonic() > deadline or not self.gateway.is_running:
                     raise SoakError(f"the admin port does not answer: {error}") from None
                 time.sleep(0.1)
+            finally:
+                connection.close()
 
 
 def answer(request: ApiRequest) -> ApiAnswer:

@@ -157,7 +157,7 @@ class TestKilledWorker:
             kill(victim)
             back = {name: gateway.connect(name) for name in lost}
         taken_over = f"disconnects=0 reconnected={len(lost)}"
-        until(lambda: taken_over in gateway.stderr, what="the reaper has found out")
+        until(lambda: taken_over in gateway.stderr, what=f"{taken_over} in {gateway.stderr}")
         pushes = gateway.push_client()
         for name, client in back.items():
             assert pushes.push(name, "welcome back").status == 200

@@ -366,6 +366,10 @@ class Fleet:
         self._each(clients, TrafficClient.close)
         until(lambda: all(client.stay.has_ended for client in clients), what="the end of them")
 
+    def stop(self, *clients: TrafficClient) -> None:
+        """Let clients neither send nor come back any more."""
+        self._each(clients, TrafficClient.stop)
+
     def hang_up(self, *clients: TrafficClient, reset: bool = False) -> None:
         """Let clients end their connections without a close frame."""
         self._each(clients, lambda client: client.hang_up(reset=reset))
