@@ -167,7 +167,9 @@ def main() -> int:
         import atheris  # noqa: F401
     except ImportError as error:
         print(f"scripts/fuzz: atheris is not installed: {error}", file=sys.stderr)
-        print("pip has wheels of it for CPython 3.11 on Linux: pip install atheris", file=sys.stderr)
+        print(
+            "pip has wheels of it for CPython 3.11 on Linux: pip install atheris", file=sys.stderr
+        )
         return 2
     return run(arguments.target, arguments.seconds)
 

@@ -69,6 +69,12 @@ def expect_reset(stream: Stream) -> None:
         stream.read_exactly(1)
 
 
+def expect_reset_at_once(proxy: FaultProxy) -> None:
+    """Connect; already that may notice."""
+    with pytest.raises(ConnectionResetError), socket.create_connection(proxy.address) as client:
+        client.recv(1)
+
+
 def expect_passing(client: Stream, server: Stream) -> None:
     """See bytes go both ways."""
     client.write(b"ask")
@@ -118,9 +124,7 @@ class TestWithoutAFault:
 
     def test_resets_when_the_upstream_is_away(self, server: Server, proxy: FaultProxy) -> None:
         server.listener.close()
-        client = Stream.open(proxy.address)
-        expect_reset(client)
-        client.close()
+        expect_reset_at_once(proxy)
         until(lambda: not proxy.connections_open)
 
     def test_reaches_a_unix_socket(self, tmp_path: Path) -> None:
@@ -263,8 +267,7 @@ class TestCut:
     def test_resets_at_accept(self, connect: CONNECT, proxy: FaultProxy, server: Server) -> None:
         proxy.reset_next(2)
         for _ in range(2):
-            with pytest.raises(ConnectionResetError), socket.create_connection(proxy.address) as it:
-                it.recv(1)
+            expect_reset_at_once(proxy)
         expect_passing(*connect())
         assert proxy.connections_accepted == 3
 

@@ -85,9 +85,7 @@ def _read(pieces: Iterable[bytes]) -> Head | Refusal | None:
         except HandshakeError as error:
             return Refusal(error.status)
         rest = head.rest + b"".join(left) if head.is_upgrade else b""
-        return Head(
-            head.method, head.target, head.headers, head.is_upgrade, head.has_body, rest
-        )
+        return Head(head.method, head.target, head.headers, head.is_upgrade, head.has_body, rest)
     return None
 
 

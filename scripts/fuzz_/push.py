@@ -166,9 +166,7 @@ def check(data: bytes) -> None:
         assert [_alike(a) for a in whole] == [_alike(a) for a in plain[: len(whole)]]
 
 
-def _assert_sound(
-    kind: int, client_id: bytes, generation: int, code: int, payload: bytes
-) -> None:
+def _assert_sound(kind: int, client_id: bytes, generation: int, code: int, payload: bytes) -> None:
     assert re.fullmatch(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2}){1,255}", client_id)
     assert 0 <= generation < 1 << 64
     assert len(payload) <= (MAX_MESSAGE_SIZE if kind == PUSH else 123)
