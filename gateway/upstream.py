@@ -17,8 +17,6 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
 from . import counters as c
 from .api_connection import ApiConnection
 from .breaker import CLOSED, OPEN, Breaker
@@ -27,6 +25,7 @@ from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout
 from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from .http_wire import ReplyReader
 from .line import Line
+from .outage import Outage
 from .settings import Settings
 from .sweeper import Sweeper
 
@@ -35,8 +34,6 @@ _QUICK_ATTEMPTS: Final = 4
 _MOST_DISCONNECTS: Final = 32
 # A tick that is so late was held up, and the answers lie unread in the sockets.
 _STANDSTILL_S: Final = 1.0
-
-_log = structlog.get_logger()
 
 
 class Upstream:
@@ -84,11 +81,11 @@ class Upstream:
         self._queue = self._line.queue
         self._leaving = self._line.departures.waiting
         self._breaker = Breaker(self._pool.limit)
-        # Whether the breaker is not closed, and since when.
+        # Whether the breaker is not closed.
         self._is_away = False
-        self._away_since = 0.0
         # Whether a good answer would be news to it.
         self._is_doubtful = False
+        self._outage = Outage(str(settings.api))
         self._is_ending = False
         self._ticked_at = sweeper.now
         sweeper.every_tick(self._on_tick)
@@ -149,7 +146,7 @@ class Upstream:
         now, status, event = self._sweeper.now, reply.status, exchange.event
         if status == 503:
             self._learn_of_failure(connection.sent_at, "status 503", reply.retry_after_s)
-        else:
+        elif self._is_doubtful:
             self._learn_of_success(connection.sent_at)
         ok = status == 200 or (event == MESSAGE and status == 204)
         goes_again = False
@@ -268,10 +265,12 @@ class Upstream:
 
     def _on_dial_failed(self, error: Exception, began_at: float) -> None:
         breaker, pool = self._breaker, self._pool
+        cause = str(error) or type(error).__name__
         # An API that is just coming back may want no more connections than it has.
         if not (pool.members and breaker.state != CLOSED and breaker.is_proven):
-            self._learn_of_failure(began_at, str(error) or type(error).__name__)
+            self._learn_of_failure(began_at, cause)
         if not pool.members and not pool.opening:
+            self._outage.may_begin(cause, self._sweeper.now)
             self._line.turn_away_connects()
 
     # The breaker.
@@ -290,22 +289,19 @@ class Upstream:
 
     def _follow_breaker(self, cause: str) -> None:
         """Act on a change; `cause` is the last failure."""
-        breaker, now = self._breaker, self._sweeper.now
+        breaker = self._breaker
         self._is_doubtful = not breaker.is_calm
         self._slot[c.BREAKER_STATE] = breaker.state
         is_away = breaker.state != CLOSED
-        if is_away == self._is_away:
-            return
-        self._is_away = is_away
-        if is_away:
-            self._away_since = now
+        if is_away and not self._is_away:
             self._pool.set_aside()
             self._slot[c.BREAKER_OPENED] += 1
-            _log.warning("API unavailable, requests wait", api=str(self._api), error=cause)
-        else:
+            self._outage.begins(cause, self._sweeper.now)
+        elif self._is_away and not is_away:
             self._pool.take_back()
-            away_s = round(now - self._away_since, 1)
-            _log.info("API available again", api=str(self._api), away_s=away_s)
+        self._is_away = is_away
+        if not self._is_doubtful:
+            self._outage.ends(self._sweeper.now)
 
     # Deadlines.
 

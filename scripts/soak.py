@@ -168,7 +168,7 @@ class Soak:
         ends = self._traffic.fleet.ends
         broken = sum(count for reason, count in ends.items() if reason != "close")
         ledger = self._traffic.ledger(
-            may_give_up=self._world.count("requests_failed"),
+            may_give_up=self._count_failed_messages(),
             may_repeat=cut,
             may_be_unheard=cut,
             may_be_unread=UNREAD_PER_BREAK * broken,
@@ -182,7 +182,33 @@ class Soak:
         _print("connections ended, as the clients saw it", ends)
         for account in ledger.accounts:
             _print(account.name, account)
+        _print("requests of the gateway", self._requests())
         display_module.print_table("processes, before and after", _weights(before, after))
+
+    def _requests(self) -> dict[str, int]:
+        api = self._traffic.api
+        answers = {
+            f"{method} that the API answered with {status}": count
+            for (method, status), count in sorted(api.answers.items())
+        }
+        return answers | {
+            "messages failed, as the gateway counts them": self._count_failed_messages(),
+            "sent again": self._world.count("requests_retried"),
+            "connections to the API that a fault has cut": self._world.to_api.connections_cut,
+        }
+
+    def _count_failed_messages(self) -> int:
+        """Count the messages that the gateway says have failed: what is no connect or disconnect.
+
+        Some of them the API has processed, only its answer did not arrive.
+        """
+        ends = self._traffic.fleet.ends
+        connects = ends["502"] + ends["504"]
+        return (
+            self._world.count("requests_failed")
+            - self._world.count("disconnects_parked")
+            - connects
+        )
 
 
 def _print(title: str, counts: dict[str, int] | Account) -> None:

@@ -19,7 +19,7 @@ from ws2api.gateway.backoff import backoff
 from ws2api.gateway.breaker import CLOSED, Breaker
 
 from .api_client import Outcome, Verdict
-from .disconnect_queue import Claim, Disconnect, DisconnectQueue
+from .disconnect_queue import SILENT_S, Claim, Disconnect, DisconnectQueue
 from .pacing import TokenBucket
 
 MAX_HELD: Final = 2048
@@ -31,7 +31,7 @@ _IDLE_S: Final = 0.5
 _POLL_S: Final = 0.02
 _CANCEL_AGAIN_S: Final = 0.1
 _PROBE_POLL_S: Final = 0.05
-_ADOPT_EVERY_S: Final = 10.0
+_ADOPT_EVERY_S: Final = 5.0
 _FIRST_RETRY_S: Final = 1.0
 _MAX_RETRY_S: Final = 60.0
 _LOG_EVERY_S: Final = 5.0
@@ -89,6 +89,9 @@ class Delivery:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._must_recover = True
+        self._must_inherit = False
+        # Since when nothing is known to have been wrong with Redis.
+        self._calm_since = clock()
         self._adopt_at = clock()
         self._resting = False
         self._finishing = False
@@ -128,6 +131,7 @@ class Delivery:
     def on_redis_lost(self) -> None:
         """Learn that an answer of Redis may have been lost on the way."""
         self._must_recover = True
+        self._calm_since = self._clock()
 
     # Reading.
 
@@ -138,6 +142,7 @@ class Delivery:
             await asyncio.sleep(_POLL_S)
             return
         if room <= 0:
+            await self._queue.touch()
             await _wait(self._room, _IDLE_S)
             return
         now = self._clock()
@@ -148,7 +153,10 @@ class Delivery:
             found, is_last = await self._queue.adopt(room)
             if is_last:
                 self._adopt_at = now + _ADOPT_EVERY_S
-                self._must_recover = True
+                self._must_inherit = True
+        elif self._must_inherit and now - self._calm_since >= SILENT_S:
+            found = await self._queue.inherit(room)
+            self._must_inherit = len(found) == room
         else:
             found = await self._queue.read(room, 0 if was_finishing else _READ_WAIT_S)
             if was_finishing and not found:

@@ -2,8 +2,8 @@
 
 See the disconnects module of the gateway for the keys. The consumer group hands each entry to one
 consumer, and keeps it pending for that one until it is struck off. The entries of a reaper that
-died go to those that live: to its successor in the same gateway at once, to others as soon as none
-of its gateway's workers has a lease, or after a time.
+died go to those that live: to its successor in the same gateway at once, to others when its whole
+gateway is gone, or after a time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from ws2api.gateway.disconnects import DROPPED, GROUP, LEASES, STREAM
 
+SILENT_S: Final = 3.0
+"""A reaper that lives asks Redis for something more often."""
 _PAGE: Final = 256
 # A consumer of nothing that was silent for so long belonged to a reaper that died.
 _FORGET_AFTER_S: Final = 600
 
 _BEGIN: Final = "0-0"
+_END: Final = "18446744073709551615-0"  # the very last id would be taken for ">"
 
 # KEYS: prefix. ARGV: consumer, then for each entry: its id, client id, generation. Makes sure that
 # the entries are still this consumer's, and that nobody takes them for some time; strikes off those
@@ -201,26 +204,49 @@ class DisconnectQueue:
         return await self._parse(reply[1]), is_last
 
     async def recover(self, count: int, held: Collection[bytes]) -> list[Disconnect]:
-        """Take what reapers were given that are gone, and what this one was given but never got.
+        """Take what this gateway's reapers were given and this one does not hold.
 
-        That is what the predecessor held when it died, what reapers of gateways held that have
-        ended since, and what Redis gave out in the moment in which the connection was lost. A
-        gateway that lives and has no worker at the moment loses its entries too, and finds out
-        when it claims them.
+        That is what the predecessor held when it died, and what Redis gave out in the moment in
+        which the connection was lost.
 
         Args:
             count: at most so many; fewer come when there are no more.
             held: ids of the entries that this one holds.
         """
-        found: list[Disconnect] = []
+        consumers: list[Any] = await self._redis.xinfo_consumers(self._stream, GROUP)
+        names = [each["name"] for each in consumers if each["name"].startswith(self._family)]
+        return await self._take_from(names, count, held)
+
+    async def inherit(self, count: int) -> list[Disconnect]:
+        """Take what reapers were given whose whole gateway is gone.
+
+        A gateway is gone when none of its workers has a lease and its reaper is silent: that of
+        one that is about to end, or has yet to start its workers, is not. When Redis itself stood
+        still it all looks the same, so call this only some time after that.
+
+        Args:
+            count: at most so many; fewer come when there are no more.
+        """
         living = await self._living_gateways()
-        for consumer in await self._redis.xinfo_consumers(self._stream, GROUP):
-            name = consumer["name"]
-            is_gone = name.startswith(self._family) or name.partition(b"-")[0] not in living
+        consumers: list[Any] = await self._redis.xinfo_consumers(self._stream, GROUP)
+        gone = [
+            each["name"]
+            for each in consumers
+            if each["idle"] >= SILENT_S * 1000
+            and each["name"].partition(b"-")[0] not in living
+            and not each["name"].startswith(self._family)
+        ]
+        return await self._take_from(gone, count, ())
+
+    async def _take_from(
+        self, consumers: Iterable[bytes], count: int, held: Collection[bytes]
+    ) -> list[Disconnect]:
+        found: list[Disconnect] = []
+        for consumer in consumers:
             start = "-"
-            while is_gone and len(found) < count:
+            while len(found) < count:
                 page: list[Any] = await self._redis.xpending_range(
-                    self._stream, GROUP, start, "+", _PAGE, name
+                    self._stream, GROUP, start, "+", _PAGE, consumer
                 )
                 entries: list[Any] = [each["message_id"] for each in page]
                 missed = [entry for entry in entries if entry not in held]
@@ -233,6 +259,10 @@ class DisconnectQueue:
                     break
                 start = f"({entries[-1].decode()}"
         return found
+
+    async def touch(self) -> None:
+        """Give a sign of life while nothing is read."""
+        await self._redis.xreadgroup(GROUP, self._consumer, {self._stream: _END}, count=1)
 
     async def _living_gateways(self) -> set[bytes]:
         """List the instances of which a worker has a lease."""

@@ -188,6 +188,8 @@ class Reaper:
         if self._living():
             delivery.rest()
         else:  # not each may have had the time to hand over what it owed
+            if self._settings.redis == "embedded":
+                self._hold_ms = 0  # there is no later
             await self._watch()
             delivery.finish()
         while not (delivery.is_finished or self._cut_off or self._hurried):

@@ -353,6 +353,7 @@ def test_client_that_would_wait_for_too_long_is_turned_back() -> None:
     worker.clock.advance(HANDSHAKE_TIMEOUT_S + 1.5)
     late = worker.connects("b")
     assert_turned_back(late, retry_after_s=12)
+    assert late.transport.written.endswith(b"\r\n\r\ntoo many are connecting\n")
     assert worker.slot[c.CONNECTS_OVERFLOWED] == 1
     assert worker.slot[c.HANDSHAKES_REFUSED] == 1
     assert worker.registry.withdrawn == [], "it was never marked"
@@ -396,11 +397,21 @@ def test_client_that_is_turned_back_gives_its_place_in_the_line_up() -> None:
     assert d.state == ASKING
 
 
+def test_client_that_waits_when_the_worker_ends_is_told_so() -> None:
+    worker = Worker()
+    _, b = worker.connect("ab")
+    worker.hub.refusing = True
+    b.client.turn_back(1.0)
+    assert_turned_back(b, retry_after_s=1)
+    assert b.transport.written.endswith(b"\r\n\r\nthe gateway is shutting down\n")
+
+
 def test_nobody_comes_in_when_the_worker_ends() -> None:
     worker = Worker()
     worker.hub.refusing = True
     late = worker.connects("a")
     assert_turned_back(late, retry_after_s=1)
+    assert late.transport.written.endswith(b"\r\n\r\nthe gateway is shutting down\n")
     assert worker.registry.announced == []
 
 
@@ -486,3 +497,4 @@ def test_who_was_given_up_while_the_api_decided_is_sent_away() -> None:
     assert me.status == 101
     assert me.transport.written.endswith(b"\x88\x11\x03\xf4service restart")
     assert worker.hub.clients == {}
+    assert worker.registry.released == [b"a"], "the API has said yes, and must hear of the end"

@@ -19,6 +19,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from ws2api.gateway import counters as c
 from ws2api.supervisor import delivery as delivery_module
+from ws2api.supervisor import disconnect_queue
 from ws2api.supervisor.api_client import Outcome, Verdict
 from ws2api.supervisor.delivery import MAX_AT_ONCE, Delivery, end_tasks
 from ws2api.supervisor.disconnect_queue import Disconnect, DisconnectQueue
@@ -177,6 +178,54 @@ def test_two_share_the_work(store: Store, server: ValkeyProcess) -> None:
             assert set((one.api.counts + two.api.counts).values()) == {1}
             assert one.api.counts
             assert two.api.counts
+
+    run(scenario())
+
+
+def test_what_a_gateway_held_that_is_gone_is_inherited(
+    store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 100)
+    for module in (delivery_module, disconnect_queue):
+        monkeypatch.setattr(module, "SILENT_S", 0.1)
+    monkeypatch.setattr(delivery_module, "_ADOPT_EVERY_S", 0.1)
+
+    async def scenario() -> None:
+        gone = AsyncRedis.from_url(server.url, protocol=2)
+        queue = DisconnectQueue(gone, "ws2api:", "gone", 1, NEVER_S)
+        await queue.open()
+        await queue.read(40, 0)
+        await gone.aclose()
+        async with delivering(store, server.url) as one:
+            await until(lambda: one.is_empty)
+            assert set(one.api.counts.values()) == {1}
+            assert len(one.api.counts) == 100
+
+    run(scenario())
+
+
+def test_nobody_inherits_from_one_that_only_has_no_room(
+    store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives a sign of life, although it reads nothing and its workers have no lease."""
+    fill(store, 30)
+    for module in (delivery_module, disconnect_queue):
+        monkeypatch.setattr(module, "SILENT_S", 0.5)
+    monkeypatch.setattr(delivery_module, "_ADOPT_EVERY_S", 0.1)
+    monkeypatch.setattr(delivery_module, "_IDLE_S", 0.02)
+
+    async def scenario() -> None:
+        async with delivering(store, server.url, max_held=3) as one:
+            one.api.open.clear()
+            await until(lambda: one.api.under_way == 3)
+            async with delivering(store, server.url, instance="two") as two:
+                await until(lambda: store.redis.xlen(store.stream) == 3)
+                inherit = count_calls(monkeypatch, DisconnectQueue, "inherit")
+                await until(lambda: inherit() >= 20)
+                assert two.figures[c.REAPER_DELIVERED] == 27
+            one.api.open.set()
+            await until(lambda: one.is_empty)
+            assert one.figures[c.REAPER_DELIVERED] == 3
 
     run(scenario())
 
@@ -446,6 +495,19 @@ class TestEnd:
                 await until(lambda: store.redis.xlen(store.stream) == 500 - sent)
 
         run(scenario())
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Callable[[], int]:
+    """Return a function that tells how often a method was called from now on."""
+    method = getattr(owner, name)
+    calls: list[None] = []
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(None)
+        return method(*arguments)
+
+    monkeypatch.setattr(owner, name, counting)
+    return lambda: len(calls)
 
 
 def entry_of(store: Store) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 from harness.disconnect_store import BORN, Store
@@ -13,7 +13,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
-from ws2api.gateway.disconnects import DROPPED, GROUP
+from ws2api.gateway.disconnects import DROPPED, GROUP, LEASES
 from ws2api.supervisor import disconnect_queue
 from ws2api.supervisor.disconnect_queue import Claim, Disconnect, DisconnectQueue
 
@@ -267,7 +267,6 @@ class TestDeadReapers:
 
         async def body(add: Any) -> None:
             dead, stranger, successor = add("one", 1), add("other", 1), add("one", 2)
-            store.redis.zadd(f"{store.prefix}leases", {"other-3-0": 1e15})
             await dead.open()
             await dead.read(600, 0)
             await stranger.read(50, 0)
@@ -280,19 +279,40 @@ class TestDeadReapers:
 
         run(body)
 
-    def test_leave_them_to_others_when_their_gateway_is_gone(self, store: Store, run: Run) -> None:
-        fill(store, 30)
+    def test_leave_them_to_others_when_their_gateway_is_gone(
+        self, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(store, 300)
 
         async def body(add: Any) -> None:
             gone, expired, living, heir = add("gone"), add("expired"), add("living"), add("heir")
-            store.redis.zadd(
-                f"{store.prefix}leases", {"expired-0-0": 1.0, "living-0-0": 1e15, "gone-0-0": 0}
-            )
+            leases = {"expired-0-0": 1.0, "living-0-0": 1e15, "gone-0-0": 0}
+            store.redis.zadd(store.key(LEASES), leases)
             await gone.open()
             for queue in (gone, expired, living):
-                await queue.read(10, 0)
-            assert len(await heir.recover(100, ())) == 20
-            assert pending(store) == {"gone-1": 0, "expired-1": 0, "living-1": 10, "heir-1": 20}
+                await queue.read(100, 0)
+            assert await heir.inherit(1000) == []  # their reapers were heard of a moment ago
+            monkeypatch.setattr(disconnect_queue, "SILENT_S", 0)
+            first = await heir.inherit(150)
+            rest = await heir.inherit(1000)
+            assert (len(first), len(rest)) == (150, 50)
+            assert len({disconnect.entry for disconnect in first + rest}) == 200
+            assert pending(store) == {"gone-1": 0, "expired-1": 0, "living-1": 100, "heir-1": 200}
+
+        run(body)
+
+    def test_a_sign_of_life_is_seen(self, store: Store, run: Run) -> None:
+        fill(store, 1)
+
+        async def body(add: Any) -> None:
+            queue = add()
+            await queue.open()
+            await queue.read(1, 0)
+            while silent_ms(store) < 50:
+                await asyncio.sleep(0.01)
+            await queue.touch()
+            assert silent_ms(store) < 50
+            assert pending(store) == {"one-1": 1}
 
         run(body)
 
@@ -432,6 +452,12 @@ def test_says_that_redis_is_away(tmp_path_factory: pytest.TempPathFactory) -> No
         await consumers.close()
 
     asyncio.run(body())
+
+
+def silent_ms(store: Store) -> int:
+    """Tell for how long the only consumer has asked for nothing."""
+    [consumer] = cast("list[dict[str, int]]", store.redis.xinfo_consumers(store.stream, GROUP))
+    return consumer["idle"]
 
 
 def is_blocked(store: Store) -> bool:

@@ -6,11 +6,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Final, cast
 
 import pytest
 from harness.disconnect_store import BORN, LEASE_MS, Store, lost
 from harness.valkey import ValkeyProcess
+from harness.waiting import until
 from redis import Redis
 from ws2api.gateway.disconnects import LEASES
 
@@ -73,7 +74,7 @@ class TestWhoIsDead:
         assert store.take_over("w-1") is None
         assert len(store.owed) == first[0]
         assert store.redis.hlen(store.key("w:w-1")) == 1000 - first[0]
-        assert store.redis.hlen(store.key("x:w-1")) == first[0]
+        assert store.redis.scard(store.key("x:w-1")) == first[0]
 
 
 class TestWhatIsLeft:
@@ -167,6 +168,38 @@ class TestWhatIsLeft:
         assert len(store.owed) == 10_000
 
 
+class TestDeciding:
+    """The API may still be at work on a connect when the worker that asked it dies."""
+
+    HOLD_MS: Final = 500
+
+    def test_is_left_until_the_api_must_have_decided(self, store: Store) -> None:
+        now_s, now_us = cast("tuple[int, int]", store.redis.time())
+        young = now_s * 1_000_000 + now_us
+        store.ask("w-1", "ann", young)
+        store.ask("w-1", "bob", BORN)
+        store.open("w-1", "cid", young)
+        store.expire("w-1")
+        assert store.take_over("w-1", known=True, hold_ms=self.HOLD_MS) == [2, 0, 1]
+        assert store.take_over("w-1", known=True, hold_ms=self.HOLD_MS) == [0, 0, 0]
+        assert sorted(store.owed) == [lost("bob"), lost("cid", young)]
+        assert store.redis.zscore(store.key(LEASES), "w-1") == 0
+        until(lambda: store.take_over("w-1", hold_ms=self.HOLD_MS) == [1, 0, 0])
+        assert lost("ann", young) in store.owed
+        assert not store.keys_of("w-1")
+
+    def test_not_of_a_worker_that_may_live(self, store: Store) -> None:
+        """Then its lease decides again later, and a renewal still saves it."""
+        now_s, now_us = cast("tuple[int, int]", store.redis.time())
+        store.ask("w-1", "ann", now_s * 1_000_000 + now_us)
+        store.expire("w-1")
+        assert store.take_over("w-1", hold_ms=60_000) == [0, 0, 0]
+        assert store.redis.zscore(store.key(LEASES), "w-1") == 1
+        store.renew("w-1")
+        assert store.take_over("w-1", hold_ms=0) is None
+        assert not store.owed
+
+
 class TestReconnected:
     @pytest.mark.parametrize("where", ["w-1", "w-2"])
     @pytest.mark.parametrize("kind", ["open", "ask", "end"])
@@ -206,19 +239,23 @@ class TestGivenUp:
         store.end("w-1", ("cid", BORN + 2, 1000, ""))
         store.expire("w-1")
         store.take_over("w-1")
-        assert store.redis.hgetall(store.key("x:w-1")) == {
-            b"ann": str(BORN).encode(),
-            b"bob": str(BORN + 1).encode(),
-        }
+        assert store.given_up("w-1") == {("ann", BORN), ("bob", BORN + 1)}
         assert store.redis.ttl(store.key("x:w-1")) > 0
         assert store.renew("w-1")
+
+    def test_of_each_connection_of_an_id(self, store: Store) -> None:
+        store.open("w-1", "ann", BORN)
+        store.ask("w-1", "ann", BORN + 1)
+        store.expire("w-1")
+        assert store.take_over_all("w-1") == (2, 0)
+        assert store.given_up("w-1") == {("ann", BORN), ("ann", BORN + 1)}
 
     def test_also_of_clients_that_are_back(self, store: Store) -> None:
         store.open("w-1", "ann", BORN)
         store.redis.set(store.key("c:ann"), f"w-2 {BORN + 1}")
         store.expire("w-1")
         assert store.take_over("w-1") == [0, 1, 0]
-        assert store.redis.hgetall(store.key("x:w-1")) == {b"ann": str(BORN).encode()}
+        assert store.given_up("w-1") == {("ann", BORN)}
 
     @pytest.mark.parametrize("known", [True, False])
     def test_one_that_is_dead_for_sure_leaves_no_such_list(self, store: Store, known: bool) -> None:

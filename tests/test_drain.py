@@ -32,6 +32,10 @@ TOTAL_S = 30.0
 PATIENCE_S = 0.4 * TOTAL_S
 # How long after something happened it may be noticed.
 SOON_S = 0.2
+# How often it is looked at whether there is still something to wait for.
+POLL_S = 0.02
+# What is done in the end, whatever happened before.
+LAST_STEPS = ["close the upstream", "let go of Redis", "hand over"]
 
 RESTART = (1012, "service restart")
 AWAY = (1001, "going away")
@@ -134,11 +138,13 @@ class Outbox:
         self.unconfirmed = 0
         self.error: Exception | None = None
         self.hangs = False
+        self.takes_s = 0.0
 
     async def hand_over(self) -> int:
         self._steps.append("hand over")
         if self.hangs:
             await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(self.takes_s)
         if self.error is not None:
             raise self.error
         return self.left
@@ -157,13 +163,21 @@ class Worker:
         )
         self.drain = Drain(
             cast(Any, self.hub),
-            cast(Any, SimpleNamespace(park_all=lambda: self.steps.append("park all"))),
+            cast(Any, SimpleNamespace(close=self._close_upstream)),
             cast(Any, self.outbox),
-            cast(Any, SimpleNamespace(stop=lambda: self.steps.append("stop the lease"))),
             self.loop,
             total_s,
             drain_s,
+            lambda: self.steps.append("let go of Redis"),
         )
+        self.settles_on_close = True
+
+    async def _close_upstream(self) -> None:
+        """Give up what is under way, as the real one does: park it, or let it fail."""
+        self.steps.append("close the upstream")
+        for client in self.hub.live:
+            if self.settles_on_close and client.state == REPORTING:
+                client.state = CLOSED
 
     @property
     def now(self) -> float:
@@ -238,6 +252,16 @@ async def test_retiring_ends_at_once_when_nobody_is_there() -> None:
     worker.has(state=CLOSED)
     worker.has(state=REPORTING)
     assert await worker.retires() <= SOON_S
+
+
+@in_virtual_time
+async def test_retiring_looks_for_who_was_accepted_a_moment_ago() -> None:
+    worker = Worker()
+    stays: list[Client] = []
+    # The kernel has handed the socket over, but the loop has yet to tell.
+    worker.at(0.01, lambda: stays.append(worker.has("late", HANDSHAKE)))
+    worker.at(3.0, lambda: setattr(stays[0], "state", CLOSED))
+    assert 3.0 <= await worker.retires() <= 3.0 + SOON_S
 
 
 @in_virtual_time
@@ -333,7 +357,7 @@ async def test_retiring_is_not_begun_after_a_stop() -> None:
     worker = Worker()
     client = worker.has()
     worker.drain.stop()
-    assert await worker.retires() == 0
+    assert await worker.retires() <= SOON_S
     assert client.told == []
 
 
@@ -363,7 +387,7 @@ async def test_all_who_are_left_are_told_at_once(retiring: bool) -> None:
     assert max(client.told_at[0] for client in clients) == 0
     assert lost == 0
     assert 0.5 <= took_s <= 0.5 + SOON_S
-    assert worker.steps == ["stop the lease", "hand over"]
+    assert worker.steps == LAST_STEPS
 
 
 @in_virtual_time
@@ -423,7 +447,6 @@ async def test_message_under_way_has_its_time() -> None:
     assert client.closed_with == AWAY
     assert (lost, client.state) == (0, CLOSED)
     assert took_s <= PATIENCE_S - 1 + SOON_S
-    assert "park all" not in worker.steps
 
 
 @in_virtual_time
@@ -450,7 +473,7 @@ async def test_api_has_time_to_hear_of_every_end() -> None:
     lost, took_s = await worker.stops()
     assert lost == 0
     assert 20.0 <= took_s <= 20.0 + SOON_S
-    assert worker.steps == ["stop the lease", "hand over"]
+    assert worker.steps == LAST_STEPS
 
 
 @pytest.mark.parametrize("state", [ASKING, CLAIMING, CLOSING, REPORTING])
@@ -462,8 +485,10 @@ async def test_what_the_api_does_not_hear_is_left_to_others(state: int) -> None:
     with structlog.testing.capture_logs() as logs:
         lost, took_s = await worker.stops()
     assert lost == 0
-    assert TOTAL_S - 2.0 <= took_s <= TOTAL_S - worker.drain.closing_s
-    assert worker.steps == ["park all", "stop the lease", "hand over"]
+    # Redis, the sockets and the connections to Redis have their time after it.
+    deadline_s = TOTAL_S - 3 * worker.drain.closing_s
+    assert deadline_s <= took_s <= deadline_s + POLL_S
+    assert worker.steps == LAST_STEPS
     assert [(entry["log_level"], entry["count"]) for entry in logs] == [("warning", 1)]
 
 
@@ -474,17 +499,14 @@ async def test_who_is_nothing_to_the_api_is_not_waited_for(state: int) -> None:
     worker.has(state=state)
     lost, took_s = await worker.stops()
     assert (lost, took_s) == (0, 0)
-    assert "park all" not in worker.steps
+    assert worker.steps == LAST_STEPS
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RedisUnavailable("away"),
-        hiredis.ReplyError("OOM"),
-        hiredis.ProtocolError("what?"),
-    ],
-)
+ERRORS = [RedisUnavailable("away"), hiredis.ReplyError("OOM"), hiredis.ProtocolError("what?")]
+
+
+@pytest.mark.xfail(strict=True, reason="closing the upstream ends them before they are counted")
+@pytest.mark.parametrize("error", ERRORS)
 @in_virtual_time
 async def test_ends_that_nobody_will_tell_are_counted(error: Exception) -> None:
     worker = Worker()
@@ -493,6 +515,18 @@ async def test_ends_that_nobody_will_tell_are_counted(error: Exception) -> None:
     worker.outbox.error = error
     lost, _ = await worker.stops()
     assert lost == 3
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@in_virtual_time
+async def test_ends_that_outlast_the_upstream_are_counted(error: Exception) -> None:
+    worker = Worker()
+    worker.settles_on_close = False
+    for number, state in enumerate((ASKING, CLAIMING, CLOSING, REPORTING, CLOSED, HANDSHAKE)):
+        worker.has(f"c{number}", state)
+    worker.outbox.error = error
+    lost, _ = await worker.stops()
+    assert lost == 4
 
 
 @in_virtual_time
@@ -512,15 +546,41 @@ async def test_no_end_is_lost_when_the_api_has_heard_and_redis_is_away() -> None
     assert await worker.stops() == (0, 0)
 
 
-@pytest.mark.parametrize("total_s", [5.0, 10.0, TOTAL_S])
+@pytest.mark.parametrize("total_s", [1.0, 2.0, 4.0, 5.0, 10.0, TOTAL_S])
 @in_virtual_time
 async def test_redis_that_hangs_takes_no_more_than_the_time_there_is(total_s: float) -> None:
     worker = Worker(total_s=total_s)
+    worker.has("quiet", api_hears=False)
+    worker.has("busy", in_flight=True)
+    worker.outbox.hangs = True
+    _, took_s = await worker.stops()
+    rest_s = total_s - took_s
+    assert rest_s >= 2 * worker.drain.closing_s - POLL_S, "the sockets and links need it"
+    assert rest_s > worker.drain.closing_s
+
+
+@pytest.mark.parametrize("unconfirmed", [0, 2])
+@in_virtual_time
+async def test_slow_redis_loses_only_what_it_has_not_confirmed(unconfirmed: int) -> None:
+    """What stands there is found when the lease is over."""
+    worker = Worker()
+    worker.settles_on_close = False
     worker.has(api_hears=False)
     worker.outbox.hangs = True
-    lost, took_s = await worker.stops()
-    assert lost == 1
-    assert took_s <= total_s - worker.drain.closing_s + SOON_S, "the sockets need the rest"
+    worker.outbox.unconfirmed = unconfirmed
+    lost, _ = await worker.stops()
+    assert lost == unconfirmed
+
+
+@in_virtual_time
+async def test_handing_over_much_has_its_time() -> None:
+    worker = Worker()
+    worker.outbox.left = 50_000
+    worker.outbox.takes_s = worker.drain.closing_s - SOON_S
+    with structlog.testing.capture_logs() as logs:
+        lost, _ = await worker.stops()
+    assert lost == 0
+    assert [entry["count"] for entry in logs] == [50_000], "it was not cut short"
 
 
 # Hurry.
@@ -545,7 +605,7 @@ async def test_second_stop_ends_all_waiting(phase: str) -> None:
     assert took_s <= 1.0 + SOON_S
     assert client.closed_with == AWAY
     assert lost == 0
-    assert worker.steps == ["park all", "stop the lease", "hand over"], "none of it is left out"
+    assert worker.steps == LAST_STEPS, "none of it is left out"
 
 
 @in_virtual_time

@@ -439,6 +439,61 @@ def test_end_instead_of_the_next_reply_completes_nothing(before: bytes) -> None:
     assert not reader.complete
 
 
+@pytest.mark.parametrize(
+    ("lines", "is_framed"),
+    [
+        (b"Transfer-Encoding: chunked", True),
+        (b"Transfer-Encoding: gzip, Chunked", True),
+        (b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", True),
+        (b"Transfer-Encoding: gzip", False),
+        (b"Transfer-Encoding: identity", False),
+        (b"transfer-encoding: chunked, gzip", False),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip", False),
+        (b"X-Transfer-Coding: chunked", False),
+    ],
+)
+def test_end_completes_a_body_whose_last_coding_is_not_chunked(
+    lines: bytes, is_framed: bool
+) -> None:
+    """RFC 9112, 6.3: such a body is as long as the stream, else the end cuts it off."""
+    reader = read(OK + lines + b"\r\n\r\n", b"4\r\nbo")
+    assert reader.feed_eof() == reader.complete == (not is_framed)
+    if not is_framed:
+        assert reader.body == b"4\r\nbo"
+        assert not reader.keep_alive
+
+
+# A pause that is asked for.
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [
+        (b"Retry-After: 3", 3.0),
+        (b"retry-after: 120", 120.0),
+        (b"Retry-After: 0", 0.0),
+        (b"Retry-After: -1", 0.0),
+        (b"Retry-After: 1.5", 0.0),
+        (b"Retry-After:", 0.0),
+        (b"Retry-After: " + b"9" * 5000, 0.0),
+        (b"Retry-After: Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+        (b"Retry-Later: 3", 0.0),
+        (b"Retry-Often: 3", 0.0),
+    ],
+)
+def test_retry_after(line: bytes, seconds: float) -> None:
+    head = b"HTTP/1.1 503 Service Unavailable\r\n" + line + b"\r\nContent-Length: 0\r\n\r\n"
+    assert read(head).retry_after_s == seconds
+
+
+def test_retry_after_of_one_reply_is_not_taken_for_that_of_the_next() -> None:
+    reader = read(OK + b"Retry-After: 3\r\nContent-Length: 0\r\n\r\n")
+    reader.expect(want_headers=False)
+    reader.feed(OK + b"Content-Length: 0\r\n\r\n")
+    assert reader.complete
+    assert reader.retry_after_s == 0.0
+
+
 # Limits.
 
 

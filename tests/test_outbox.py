@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from harness.looping import holds, in_loop
 from harness.redis_server import RedisServer, redis_server
 from harness.waiting import until
 from ws2api.gateway import disconnects
+from ws2api.gateway import outbox as outbox_module
 from ws2api.gateway import registry as registry_module
-from ws2api.gateway.disconnects import WORKER_LOST
+from ws2api.gateway import worker as worker_module
+from ws2api.gateway.disconnects import TAKE_OVER, WORKER_LOST
 from ws2api.gateway.errors import RedisUnavailable
 from ws2api.gateway.outbox import Outbox
 from ws2api.gateway.redis_link import RedisLink
@@ -23,6 +27,8 @@ from ws2api.gateway.sweeper import Sweeper
 PREFIX = "test:"
 # More than two batches, of whatever.
 MANY = 1_200
+# For how long the API may decide on a connect: longer than any test takes.
+PENDING_S = 60.0
 REASONS = [
     "",
     "bye",
@@ -114,8 +120,8 @@ class Worker:
             lambda: None,
             scripts=(*registry_module.SCRIPTS, *disconnects.SCRIPTS),
         )
-        self.outbox = Outbox(self.link, PREFIX, name, bound, loop.call_soon)
-        self.registry = Registry(self.link, PREFIX, name, 60.0)
+        self.outbox = Outbox(self.link, PREFIX, name, bound, PENDING_S, loop.call_soon)
+        self.registry = Registry(self.link, PREFIX, name, PENDING_S)
 
     def _on_up(self) -> None:
         self.ups += 1
@@ -289,9 +295,12 @@ async def test_parking_is_repeated_until_redis_confirms_it(server: RedisServer) 
         end = Departed("me", 17)
         assert worker.outbox.park(end)
         await worker.is_cut_off()
-        await worker.outbox.restore(lambda: ())
-        await worker.is_cut_off()
+        worker.link.reset()
+        with pytest.raises(RedisUnavailable):
+            await worker.outbox.restore(lambda: ())
+        await holds(lambda: worker.ups == 3)
         assert worker.outbox.unconfirmed == 1
+        assert server.stream == []
         await worker.restores()
         assert worker.outbox.unconfirmed == 0
         assert server.stream == [end.fields]
@@ -373,6 +382,49 @@ async def test_restore_after_redis_has_forgotten_everything(server: RedisServer)
         assert server.owed("a") == {end.entry: end.end for end in owed}
         assert server.stream == [end.fields for end in parking]
         assert worker.outbox.unconfirmed == 0
+
+
+class Lost(Exception):
+    """The worker dies here."""
+
+
+@in_loop
+async def test_restore_strikes_nothing_off_before_all_is_entered(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> AsyncIterator[list[bytes]]:
+        raise Lost
+        yield []
+
+    async with worker_of(server) as worker:
+        heard, owed, parked = Departed("heard", 1), Departed("owed", 2), Departed("parked", 3)
+        await worker.owes(heard)
+        assert worker.outbox.park(parked)
+        await worker.is_cut_off()  # before it was written
+        monkeypatch.setattr(outbox_module, "scan", dies)
+        with pytest.raises(Lost):
+            await worker.restores(owed)
+        await worker.settled()
+        assert server.owed("a") == {heard.entry: heard.end, owed.entry: owed.end}
+        assert server.stream == [parked.fields]
+
+
+@in_loop
+async def test_worker_enters_ends_before_it_takes_open_connections_out() -> None:
+    """An end while Redis was away may be known there only as a connection that is open."""
+    steps: list[str] = []
+
+    def room(name: str) -> object:
+        async def note(*_: object) -> None:
+            steps.append(name)
+
+        return SimpleNamespace(check=note, restore=note)
+
+    worker = cast(Any, object.__new__(worker_module.Worker))
+    worker._lease, worker._outbox, worker._registry = map(room, ("lease", "outbox", "registry"))
+    worker._hub = SimpleNamespace(clients={}, connecting={})
+    await worker._restore()
+    assert steps == ["lease", "outbox", "registry"]
 
 
 @in_loop
@@ -505,6 +557,63 @@ async def test_what_was_just_parked_is_handed_over_once(server: RedisServer) -> 
         assert await worker.outbox.hand_over() == 0
         assert server.stream == [end.fields for end in ends]
         assert worker.outbox.unconfirmed == 0
+
+
+@in_loop
+async def test_what_the_api_has_just_heard_is_not_handed_over(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        heard, owed = some(MANY), Departed("owed", 1)
+        await worker.owes(*heard, owed)
+        for end in heard:
+            worker.outbox.settle(end)
+        assert await worker.outbox.hand_over() == 1
+        assert server.stream == [owed.fields]
+        await worker.settled()  # when they would have been struck off
+        assert server.keys == {"disconnects"}
+
+
+def asks(server: RedisServer, worker: str, count: int) -> set[str]:
+    """Enter connects that have just begun."""
+    born = int(server.now_ms * 1000)
+    marks = {f"young{number} {born}" for number in range(count)}
+    server.redis.sadd(f"{PREFIX}a:{worker}", *marks)
+    return marks
+
+
+@pytest.mark.parametrize("count", [1, MANY])
+@in_loop
+async def test_connects_that_the_api_may_be_deciding_on_are_left_for_later(
+    server: RedisServer, count: int
+) -> None:
+    async with worker_of(server) as worker:
+        leave_behind(server, "a", 10)
+        young = asks(server, "a", count)
+        moved = await worker.outbox.hand_over()
+        if count == 1:  # else those that are old are hard to find, and left for later, too
+            assert moved == 30
+            assert server.asking("a") == young
+        assert young <= server.asking("a")
+        assert not server.open("a")
+        assert not server.owed("a")
+        assert server.leases == {"a": 0}, "so that the reapers come back"
+
+        takes_over = server.redis.register_script(TAKE_OVER.source)
+        more = 1
+        while more:
+            _, _, more = takes_over(keys=[PREFIX], args=["a", 100_000, 0, 0])
+        assert len(server.stream) == 30 + count
+        assert server.keys == {"disconnects"}
+
+
+@in_loop
+async def test_connect_that_is_left_for_later_may_come_to_nothing(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        (mark,) = asks(server, "a", 1)
+        assert await worker.outbox.hand_over() == 0
+        client_id, _, generation = mark.partition(" ")
+        worker.registry.withdraw(client_id.encode(), int(generation))
+        assert await worker.outbox.hand_over() == 0
+        assert server.keys == set()
 
 
 @in_loop

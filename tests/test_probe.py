@@ -24,7 +24,9 @@ from ws2api.gateway.sweeper import Sweeper
 PREFIX = "test:"
 CHANNEL = b"test:w:a"
 INTERVAL_S = 2.0
-DEAF_AFTER_S = 8.0
+DEAF_AFTER = 4
+# The time that so many probes take.
+DEAF_AFTER_S = DEAF_AFTER * INTERVAL_S
 
 
 class Link:
@@ -57,6 +59,12 @@ class Worker:
     @property
     def sent(self) -> int:
         return len(self.link.published)
+
+    def sends(self, count: int) -> None:
+        """Let time go by until so many more probes were sent."""
+        until = self.sent + count
+        while self.sent < until:
+            self.clock.advance(0.1)
 
     def comes_back(self) -> None:
         """Let the last probe arrive."""
@@ -102,8 +110,9 @@ def test_worker_that_hears_nothing_for_long_is_deaf() -> None:
     worker = Worker()
     worker.probe.open()
     worker.comes_back()
-    worker.clock.advance(DEAF_AFTER_S - 0.2)
-    assert worker.times_deaf == 0
+    worker.sends(DEAF_AFTER)
+    worker.clock.advance(INTERVAL_S - 0.2)
+    assert worker.times_deaf == 0, "the last one has its time, too"
     with structlog.testing.capture_logs() as logs:
         worker.clock.advance(0.4)
     assert worker.times_deaf == 1
@@ -125,6 +134,28 @@ def test_worker_that_hears_again_is_not_deaf() -> None:
     worker.comes_back()
     worker.clock.advance(DEAF_AFTER_S - 0.5)
     assert worker.times_deaf == 0
+
+
+@pytest.mark.parametrize("stall_s", [DEAF_AFTER_S, 3600.0])
+def test_process_that_stood_still_is_not_deaf(stall_s: float) -> None:
+    """The probe lies in the socket, and is read only after the tick."""
+    worker = Worker()
+    worker.probe.open()
+    for _ in range(3):
+        worker.clock.stall(stall_s)
+        assert worker.times_deaf == 0
+        worker.comes_back()
+    worker.sends(DEAF_AFTER)
+    assert worker.times_deaf == 0, "it has all its time again"
+
+
+def test_worker_that_is_deaf_is_found_out_after_a_stall() -> None:
+    worker = Worker()
+    worker.probe.open()
+    worker.clock.stall(3600.0)
+    assert worker.sent == 2
+    worker.clock.advance(DEAF_AFTER_S)
+    assert worker.times_deaf == 1
 
 
 def test_nothing_is_probed_while_the_bus_is_closed() -> None:

@@ -591,11 +591,49 @@ async def test_no_more_is_unanswered_than_allowed(
         for number in range(10):
             link.send("ECHO", number)
         assert link.replies == []
-        link.send("ECHO", "too many")
-        assert len(link.replies) == 1
-        assert is_loss(link.replies.pop())
+        for _ in range(3):
+            link.send("ECHO", "too many")
+            assert is_loss(link.replies.pop())
+            assert link.replies == [], "those before are not answered for it"
+        await link.is_down()
+        # Else nobody would make good what was refused.
+        assert link.downs == 1
+        assert [is_loss(reply) for reply in link.replies] == [True] * 10
+        link.replies.clear()
         own_server.thaw()
-        assert await link.has_replies(10) == [b"%d" % number for number in range(10)]
+        await link.is_up(times=2)
+        link.send("ECHO", "hello")
+        assert await link.has_replies(1) == [b"hello"]
+
+
+@in_loop
+async def test_as_many_as_allowed_are_answered(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_link, "_MAX_UNANSWERED", 10)
+    async with connected(server.url) as link:
+        for first in range(0, 30, 10):
+            for number in range(first, first + 10):
+                link.send("ECHO", number)
+            await link.has_replies(first + 10)
+        assert link.replies == [b"%d" % number for number in range(30)]
+        assert link.downs == 0
+
+
+@in_loop
+async def test_stop_waits_for_as_long_as_it_may(own_server: Server) -> None:
+    async with connected(own_server.url) as hasty, connected(own_server.url) as patient:
+        own_server.freeze()
+        for link in (hasty, patient):
+            link.send("ECHO", b"x" * (32 << 20))  # more than the sockets hold
+        stops = [
+            asyncio.ensure_future(hasty.link.stop(0.01)),
+            asyncio.ensure_future(patient.link.stop(DEADLINE_S)),
+        ]
+        await stops[0]
+        assert not stops[1].done()
+        own_server.thaw()
+        await stops[1]
 
 
 # A subscription.

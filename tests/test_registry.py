@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -232,10 +232,12 @@ class Worker:
         self.registry.claim_again(clients)
         await self.settles()
 
-    async def restores(self, *clients: Client, connecting: tuple[Client, ...] = ()) -> None:
+    async def restores(self, *clients: Client, deciding: Sequence[Client] = ()) -> None:
+        """Restore with clients that are open, and those that are being decided, oldest first."""
         await self.registry.restore(
             {client.client_id: client for client in clients},
-            {client.client_id: client for client in connecting},
+            {client.client_id: client for client in deciding},
+            lambda: [client for client in deciding if client.generation],
         )
         await self.settles()
 
@@ -635,9 +637,10 @@ async def test_restore_after_redis_has_forgotten_everything(server: Server) -> N
     async with workers(server, "a") as (a,):
         me, you = await a.claims("me", 17), Client("you", 18)
         server.redis.flushall()
-        await a.restores(me, connecting=(you,))
+        await a.restores(me, deciding=(you,))
         assert server.owners == {"me": "a 17"}
         assert server.marks == {"you": "a 18"}
+        assert server.asking == {"a": {"you 18"}}
         assert you.events == []
         server.assert_both_indexes_agree()
 
@@ -689,7 +692,7 @@ async def test_restore_takes_back_connects_that_came_to_nothing(server: Server) 
         moved = await a.announces("moved")
         others = await b.announces("moved")
         newer = Client("again", again.generation + 1)
-        await a.restores(connecting=(stays, newer))
+        await a.restores(deciding=(stays, newer))
         assert server.asking == {
             "a": {f"stays {stays.generation}", f"again {newer.generation}"},
             "b": {f"moved {others.generation}"},
@@ -709,7 +712,7 @@ async def test_restore_of_many_connects(server: Server) -> None:
         for client in clients:
             a.registry.announce(client.client_id, client)
         await a.settles()
-        await a.restores(connecting=tuple(clients[::2]))
+        await a.restores(deciding=clients[::2])
         expected = {f"{each.client_id.decode()} {each.generation}" for each in clients[::2]}
         assert server.asking == {"a": expected}
         assert len(server.marks) == len(expected)
@@ -718,7 +721,7 @@ async def test_restore_of_many_connects(server: Server) -> None:
 @in_loop
 async def test_connect_that_redis_has_yet_to_mark_is_not_entered(server: Server) -> None:
     async with workers(server, "a") as (a,):
-        await a.restores(connecting=(Client("me", 0),))
+        await a.restores(deciding=(Client("me", 0),))
         assert server.asking == server.marks == {}
 
 
@@ -727,10 +730,96 @@ async def test_restored_connects_are_known_again(server: Server) -> None:
     async with workers(server, "a") as (a,):
         connect = await a.announces("me")
         server.redis.flushall()
-        await a.restores(connecting=(connect,))
+        await a.restores(deciding=(connect,))
         assert server.asking == {"a": {f"me {connect.generation}"}}
         assert cast(int, server.redis.pttl(f"{PREFIX}p:me")) > PENDING_S * 1000
         await a.claims("me", connect.generation)
+        assert server.asking == server.marks == {}
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+@in_loop
+async def test_restore_keeps_every_connect_of_an_id(server: Server, forgets: bool) -> None:
+    async with workers(server, "a") as (a,):
+        older, newer = await a.announces("me"), await a.announces("me")
+        if forgets:
+            server.redis.flushall()
+        await a.restores(deciding=(older, newer))
+        assert server.asking == {"a": entries([older, newer])}
+        assert server.marks == {"me": f"a {newer.generation}"}, "pushes go to the newest"
+
+
+class Lost(Exception):
+    """The worker dies here."""
+
+
+@in_loop
+async def test_restore_takes_nothing_out_before_all_is_entered(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> AsyncIterator[list[bytes]]:
+        raise Lost
+        yield []
+
+    async with workers(server, "a") as (a,):
+        await a.claims("left", 1)
+        asked = await a.announces("asked")
+        opened = await a.announces("opened")
+        # Both were decided while Redis was away: it knows nothing of one, the other has opened.
+        new = Client("new", 17)
+        monkeypatch.setattr(registry_module, "scan", dies)
+        with pytest.raises(Lost):
+            await a.restores(opened, deciding=(new,))
+        await a.settles()
+        assert server.members == {"a": {"left": "1", "opened": f"{opened.generation}"}}
+        assert server.asking == {"a": entries([asked, new])}
+        monkeypatch.undo()
+        await a.restores(opened, deciding=(new,))
+        assert server.members == {"a": {"opened": f"{opened.generation}"}}
+        assert server.asking == {"a": entries([new])}
+
+
+@in_loop
+async def test_connects_that_begin_while_redis_is_restored_stay(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        for number in range(MANY):
+            a.registry.announce(b"gone%d" % number, Client("", 0))
+        await a.settles()
+        clients = [Client(f"c{number}", 0) for number in range(MANY)]
+
+        async def go_on() -> None:
+            for number, client in enumerate(clients):
+                a.registry.announce(client.client_id, client)
+                if number % 20 == 0:
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(
+            go_on(),
+            a.registry.restore({}, {}, lambda: [each for each in clients if each.generation]),
+        )
+        await a.settles()
+        assert server.asking == {"a": entries(clients)}
+        assert len(server.marks) == MANY
+
+
+@in_loop
+async def test_connect_that_is_claimed_while_redis_is_restored_is_decided(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        client = await a.announces("me")
+        client.events.clear()
+        is_open: dict[bytes, Client] = {}
+        connecting = {client.client_id: client}
+
+        def deciding() -> list[Client]:
+            if client.events == ["claimed"] and connecting:
+                is_open.update(connecting)
+                connecting.clear()
+            return list(connecting.values())
+
+        a.registry.claim(b"me", client.generation, client)  # on its way
+        await a.registry.restore(is_open, connecting, deciding)
+        await a.settles()
+        assert not connecting
         assert server.asking == server.marks == {}
 
 
@@ -750,7 +839,7 @@ async def test_restore_says_when_redis_is_lost_again(server: Server) -> None:
         await a.claims("left", 17)
         a.link.reset()
         with pytest.raises(RedisUnavailable):
-            await a.registry.restore({}, {})
+            await a.registry.restore({}, {}, list)
         assert server.members == {"a": {"left": "17"}}
 
 
@@ -786,8 +875,7 @@ class Book:
         self.ended: list[Client] = []
 
     async def connects(self, client_id: str) -> None:
-        if not any(each.client_id == client_id.encode() for each in self.asking):
-            self.asking.append(await self.worker.announces(client_id))
+        self.asking.append(await self.worker.announces(client_id))
 
     async def is_accepted(self, client: Client, all_books: list[Book]) -> None:
         self.asking.remove(client)
@@ -836,7 +924,7 @@ async def _live(server: Server, lives: list[tuple[str, int, str, int]]) -> None:
             if action == "connect":
                 await book.connects(client_id)
             elif action == "restore":
-                await book.worker.restores(*book.open, connecting=tuple(book.asking))
+                await book.worker.restores(*book.open, deciding=tuple(book.asking))
             elif action == "accept" and book.asking:
                 await book.is_accepted(book.asking[choice % len(book.asking)], books)
             elif action == "refuse" and book.asking:

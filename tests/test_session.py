@@ -839,8 +839,9 @@ def test_replaced_before_it_was_open_and_left(make: Callable[..., Recorder]) -> 
 def test_client_that_was_given_up_is_closed_and_not_reported_again() -> None:
     session = opened()
     session.give_up()
-    assert session.taken()[0] == GIVEN_UP
-    assert session.state >= CLOSING
+    assert session.taken() == [GIVEN_UP]
+    assert session.state == CLOSED
+    assert not session.is_owed
     assert session.slot[c.CONNECTIONS_CLOSED] == 1
 
 
@@ -854,12 +855,27 @@ def test_client_that_was_given_up_has_its_messages_posted() -> None:
     assert ("post", b"b") in session.taken()
     session.is_answered(MESSAGE)
     assert len(session.posts) == 2
+    assert session.state == CLOSED
+    assert session.taken() == []
+
+
+def test_client_that_was_given_up_while_it_was_drained_is_closed_at_once() -> None:
+    session = opened()
+    session.receives(b"a")
+    session.drain(1001, "going away")
+    session.taken()
+    session.give_up()
+    assert session.taken() == [GIVEN_UP]
+    session.is_answered(MESSAGE)
+    assert session.state == CLOSED
+    assert session.taken() == []
 
 
 @pytest.mark.parametrize("make", [announcing, asking, claiming])
-def test_client_that_was_given_up_before_it_was_open_is_closed_when_it_is(
+def test_client_that_was_given_up_before_it_was_open_is_closed_and_reported_when_it_is(
     make: Callable[..., Recorder],
 ) -> None:
+    """The API may have said yes after it was told of the end, so it must hear of it again."""
     session = make()
     session.give_up()
     if make is announcing:
@@ -868,9 +884,26 @@ def test_client_that_was_given_up_before_it_was_open_is_closed_when_it_is(
         session.is_accepted()
     session.taken()
     session.on_claimed()
-    assert session.taken()[:3] == [("take_over",), ("welcome",), GIVEN_UP]
-    assert session.state >= CLOSING
+    assert session.taken() == [("take_over",), ("welcome",), GIVEN_UP, ("release",)]
+    assert session.state == CLOSING
     assert session.slot[c.CONNECTIONS_OPENED] == session.slot[c.CONNECTIONS_CLOSED] == 1
+    session.on_released(True)
+    assert session.is_owed
+    assert session.taken() == [("report", *GIVEN_UP[1:])]
+
+
+@pytest.mark.parametrize("make", [asking, claiming])
+def test_client_that_was_given_up_before_it_was_open_may_have_been_replaced(
+    make: Callable[..., Recorder],
+) -> None:
+    session = make()
+    session.give_up()
+    if session.state == ASKING:
+        session.is_accepted()
+    session.taken()
+    session.on_claimed(owned=False)
+    assert session.taken() == [("take_over",), ("welcome",), REPLACED]
+    assert session.state == CLOSED
 
 
 @pytest.mark.parametrize("make", [asking, claiming])
@@ -882,9 +915,21 @@ def test_client_that_was_given_up_before_it_was_open_may_have_left(
     session.give_up()
     if session.state == ASKING:
         session.is_accepted()
+    session.taken()
     session.on_claimed()
-    assert session.state >= CLOSING
-    assert not any(action[0] in ("welcome", "send_close") for action in session.taken())
+    assert session.taken() == [("take_over",), ("release",)]
+    session.on_released(True)
+    assert session.taken() == [("report", *ENDED_ABNORMALLY)]
+
+
+@pytest.mark.parametrize("make", [in_handshake, waiting])
+def test_client_that_the_api_was_not_asked_about_is_not_given_up(
+    make: Callable[..., Recorder],
+) -> None:
+    session = make()
+    session.give_up()
+    assert session.taken() == []
+    assert not session.is_leaving
 
 
 def test_client_that_was_given_up_may_be_refused() -> None:
@@ -1013,7 +1058,9 @@ class Life(RuleBasedStateMachine):
         self.received: list[bytes] = []
         self.answered = 0
         self.socket_ended = self.announced = self.accepted = self.released = False
-        self.replaced_before_report = self.given_up = False
+        self.replaced_before_report = False
+        # Whether it was given up when it was open, and before.
+        self.given_up = self.given_up_early = False
         self.heard = 0
         self.last_state = ASKING
 
@@ -1098,7 +1145,8 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def others_give_it_up(self) -> None:
-        self.given_up |= self.session.state <= OPEN
+        self.given_up |= self.is_in(OPEN)
+        self.given_up_early |= self.is_in(ASKING, CLAIMING)
         self.session.give_up()
 
     @precondition(
@@ -1170,6 +1218,17 @@ class Life(RuleBasedStateMachine):
             assert self.session.actions[-1][0] in ("report", "read_on")
             assert self.answered == len(self.received)
             assert not self.replaced_before_report
+
+    @invariant()
+    def who_was_given_up_does_not_stay(self) -> None:
+        assert not (self.is_in(OPEN) and (self.given_up or self.given_up_early))
+        if self.given_up:
+            assert not self.reports, "the API was told already"
+
+    @invariant()
+    def what_the_api_accepted_is_reported_unless_it_knows(self) -> None:
+        if self.is_in(CLOSED) and self.accepted:
+            assert self.reports or self.replaced_before_report or self.given_up
 
     @invariant()
     def what_is_owed_is_reported_or_will_be(self) -> None:

@@ -285,7 +285,7 @@ async def test_says_when_it_opens_and_when_it_closes() -> None:
             gw.posts()
             await gw.passes(30)
             assert len(lines) == 1
-            assert lines[0]["event"] == "API unavailable, requests wait"
+            assert lines[0]["event"] == "API unavailable"
             assert "Connection refused" in lines[0]["error"]
             assert gw.slot[c.BREAKER_OPENED] == 1
             gw.api.on_request = Arrived.answers
@@ -293,6 +293,20 @@ async def test_says_when_it_opens_and_when_it_closes() -> None:
             await gw.passes(2 * LONGEST_PAUSE_S)
             assert [line["event"] for line in lines[1:]] == ["API available again"]
             assert 25 < lines[1]["away_s"] < 35
+
+
+@in_loop
+async def test_says_why_it_cannot_connect_though_only_now_and_then() -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with gateway(listens=False) as gw:
+            for _ in range(30):
+                await gw.connects().fails(ApiUnreachable)
+                await gw.api.open()
+                await gw.exchanges("m", "Connection: close")
+                await gw.comes_to_show(connections=0)
+                await gw.api.close()
+                gw.advance(1)
+    assert [line["event"] for line in lines] == ["API unavailable", "API available again"] * 3
 
 
 @in_loop

@@ -94,8 +94,8 @@ class Ledger:
         for request in [request for request in self._hanging if request.is_lost]:
             del self._hanging[request]
 
-    def api_ends(self) -> None:
-        """Note that what hangs is cut off now."""
+    def api_has_ended(self) -> None:
+        """Note that what was hanging was cut off."""
         for index in self._hanging.values():
             self.seen[index] = self.seen[index]._replace(fate="reset")
 
@@ -128,8 +128,8 @@ async def do(step: tuple[str, object], gw: Gateway, ledger: Ledger, redis: Redis
         if detail and not gw.api.is_open:
             await gw.api.open()
         elif not detail and gw.api.is_open:
-            ledger.api_ends()
             await gw.api.close()
+            ledger.api_has_ended()
     elif what == "park all":
         gw.upstream.park_all()
     await ledger.settles()

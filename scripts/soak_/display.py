@@ -51,7 +51,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, done_s: float, what: str, figures: str) -> None:
         """Show how far it is, what is being done, and some figures."""

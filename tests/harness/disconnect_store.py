@@ -65,10 +65,11 @@ class Store:
         self.call(PARK, worker, *end, bound)
 
     def take_over(
-        self, worker: str, *, known: bool = False, bound: int = BOUND
+        self, worker: str, *, known: bool = False, bound: int = BOUND, hold_ms: int = 0
     ) -> list[int] | None:
         """Take one batch over; return moved, reconnected, and whether there is more, or None."""
-        return cast("list[int] | None", self.call(TAKE_OVER, worker, bound, int(known)))
+        reply = self.call(TAKE_OVER, worker, bound, int(known), hold_ms)
+        return cast("list[int] | None", reply)
 
     def take_over_all(self, worker: str, *, known: bool = False) -> tuple[int, int]:
         """Take everything over; return moved and reconnected."""
@@ -88,6 +89,12 @@ class Store:
             (f[b"id"].decode(), int(f[b"generation"]), int(f[b"code"]), f[b"reason"].decode())
             for _, f in entries
         ]
+
+    def given_up(self, worker: str) -> set[tuple[str, int]]:
+        """What a worker has to close; client ids and generations."""
+        entries = cast("set[bytes]", self.redis.smembers(self.key("x:", worker)))
+        pairs = (entry.decode().split(" ") for entry in entries)
+        return {(client_id, int(generation)) for client_id, generation in pairs}
 
     @property
     def stream(self) -> str:
