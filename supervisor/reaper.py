@@ -35,6 +35,7 @@ _MEASURE_EVERY_S: Final = 2.0
 _SEND_PAUSE_S: Final = 0.005
 # Between two batches of a lost worker, so that Redis serves the pushes too.
 _BATCH_PAUSE_S: Final = 0.02
+_LOOK_AGAIN_S: Final = 5.0
 _REDIS_TIMEOUT_S: Final = 5.0
 # A Redis that takes longer for an answer has not been there for the workers either.
 _SLOW_S: Final = 2.0
@@ -136,6 +137,8 @@ class Reaper:
         self._hurried = False
         self._undisturbed_since = 0.0
         self._heard_at = 0.0
+        # Worker of this gateway → when to see whether there is something of it in Redis yet.
+        self._look_again_at: dict[str, float] = {}
         # Names of the loops to which Redis does not answer.
         self._cut_off: set[str] = set()
         self._log_error_at = 0.0
@@ -190,7 +193,8 @@ class Reaper:
         else:  # not each may have had the time to hand over what it owed
             if self._settings.redis == "embedded":
                 self._hold_ms = 0  # there is no later
-            await self._watch()
+            async with _give_up_after(_STOP_S):
+                await self._watch()
             delivery.finish()
         while not (delivery.is_finished or self._cut_off or self._hurried):
             await asyncio.sleep(_POLL_S)
@@ -242,13 +246,28 @@ class Reaper:
         """Take over from every worker that is dead."""
         leases = await self._read_leases()
         living = self._living()
-        for worker, until_ms in leases.until_ms.items():
+        failure: exceptions.ResponseError | None = None
+        for worker, until_ms in [*leases.until_ms.items(), *self._second_looks()]:
             is_known = worker.startswith(self._family) and worker not in living
-            if is_known or until_ms == 0:
-                await self._take_over_from(worker, until_ms, is_known=is_known)
-        for worker, until_ms in leases.until_ms.items():
-            if 0 < until_ms <= leases.now_ms and self._trusts_redis:
-                await self._take_over_from(worker, until_ms, is_known=False)
+            has_run_out = until_ms <= leases.now_ms and self._trusts_redis
+            if is_known or until_ms == 0 or has_run_out:
+                try:
+                    await self._take_over_from(worker, until_ms, is_known=is_known)
+                except exceptions.ResponseError as error:  # what one left must not stop the others
+                    failure = error
+        if failure is not None:
+            raise failure
+
+    def _second_looks(self) -> list[tuple[str, float]]:
+        """List the workers that it is time to look at again.
+
+        What a worker sent to a distant Redis right before it died may arrive after all was taken.
+        """
+        now = time.monotonic()
+        due = [worker for worker, at in self._look_again_at.items() if at <= now]
+        for worker in due:
+            del self._look_again_at[worker]
+        return [(worker, 0.0) for worker in due]
 
     async def _read_leases(self) -> _Leases:
         entries: list[Any] = await self._ask(
@@ -281,6 +300,8 @@ class Reaper:
                 self._figures[c.REAPER_TAKEN_OVER] += reply[0]
                 if more := reply[2]:
                     await asyncio.sleep(_BATCH_PAUSE_S)
+            if is_known and until_ms:
+                self._look_again_at[worker] = time.monotonic() + _LOOK_AGAIN_S
         finally:
             if moved or reconnected:
                 _log.warning(

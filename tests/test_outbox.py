@@ -573,8 +573,8 @@ async def test_what_the_api_has_just_heard_is_not_handed_over(server: RedisServe
 
 
 def asks(server: RedisServer, worker: str, count: int) -> set[str]:
-    """Enter connects that have just begun."""
-    born = int(server.now_ms * 1000)
+    """Enter connects on which the API may be at work for as long again."""
+    born = int((server.now_ms - PENDING_S * 1000 / 2) * 1000)
     marks = {f"young{number} {born}" for number in range(count)}
     server.redis.sadd(f"{PREFIX}a:{worker}", *marks)
     return marks

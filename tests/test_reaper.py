@@ -197,6 +197,42 @@ class TestLostWorkers:
 
         run(scenario())
 
+    def test_looks_again_for_what_arrives_late(
+        self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A worker's last words can be on their way to Redis when it is known to be dead."""
+        monkeypatch.setattr(reaper_module, "_LOOK_AGAIN_S", 0.2)
+        store.renew("one-0-0")
+        store.open("one-0-0", "ann")
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url, trust_s=FOREVER_S) as one:
+                await until(lambda: one.reaper._look_again_at)
+                store.open("one-0-0", "bob")
+                await until(lambda: api.clients == {"ann", "bob"})
+                assert not one.reaper._look_again_at
+
+        run(scenario())
+
+    def test_one_that_cannot_be_read_stops_nobody_else(
+        self, store: Store, server: ValkeyProcess
+    ) -> None:
+        store.redis.set(store.key("w:one-0-0"), "of the wrong type")
+        for worker in ("one-0-0", "one-1-0"):
+            store.renew(worker)
+        store.open("one-1-0", "ann")
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url, trust_s=FOREVER_S):
+                await until(lambda: api.deletes)
+
+        with capture_logs() as logs:
+            run(scenario())
+        first, last = (line for line in logs if line["log_level"] == "error")
+        assert first["event"] == "the reaper failed"
+        assert last["event"] == "the reaper could not end in good order"
+        assert "WRONGTYPE" in first["error"]
+
     def test_is_not_misled_by_a_name_that_begins_alike(
         self, store: Store, server: ValkeyProcess
     ) -> None:

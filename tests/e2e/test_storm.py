@@ -46,11 +46,11 @@ def split(count: int, parts: int) -> list[int]:
 
 
 def test_more_than_the_api_can_decide_on() -> None:
-    clients = 200
+    clients = 100
     with (
         Traffic() as traffic,
         GatewayProcess(
-            api=traffic.api.url, workers=1, max_connecting=1, handshake_timeout="2s"
+            api=traffic.api.url, workers=1, max_connecting=1, handshake_timeout="1s"
         ) as gateway,
         StormProcess(gateway.clients_address, clients, 1) as storm,
     ):

@@ -346,7 +346,7 @@ class TestSharedRedis:
         one, two = (
             start_gateway(api=own_api.url, redis=valkey.url, workers=WORKERS) for _ in range(2)
         )
-        here, there = connect_many(one, f"{client_id}-a", 90), connect_many(two, f"{client_id}-b")
+        here, there = connect_many(one, f"{client_id}-a"), connect_many(two, f"{client_id}-b")
         first, lost_here = pick_victim(one, here)
         second, lost_there = pick_victim(two, there)
         kill(first)
