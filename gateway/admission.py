@@ -209,7 +209,8 @@ class Admission(Session):
         hub = self._hub
         if hub.connecting.get(self.client_id) is self:
             del hub.connecting[self.client_id]
-        hub.registry.withdraw(self.client_id, self.generation)
+        if not hub.is_over:
+            hub.registry.withdraw(self.client_id, self.generation)
         if self._opening is not None:
             for ask in self._opening.take_held():
                 hub.reroute(ask)

@@ -140,7 +140,9 @@ end
 local asking, taken = prefix .. 'a:' .. worker, 0
 for _, entry in ipairs(redis.call('SRANDMEMBER', asking, batch)) do
   local id, generation = string.match(entry, '^(%S+) (%d+)$')
-  if tonumber(generation) / 1000 + hold <= now then
+  -- One from the future has its birth from a clock that is wrong.
+  local age = now - tonumber(generation) / 1000
+  if age >= hold or age < -hold then
     move(id, generation, '1006', lost)
     redis.call('SREM', asking, entry)
     give_up(id, generation)

@@ -118,10 +118,13 @@ class Drain:
         for client in list(hub.clients.values()):
             client.close(*farewell)
         await self._wait_until(lambda: not self._unreported, deadline)
-        # No answer of the API changes anything from here on.
+        # No answer of the API changes anything from here on. A connect that it is still deciding
+        # stays marked: should it say yes, a reaper tells it of the end.
+        owing = self._unreported + self._outbox.unconfirmed
+        hub.is_over = True
         await self._upstream.close()
         self._on_last()
-        return await self._leave_to_reapers()
+        return await self._leave_to_reapers(owing)
 
     def _turn_back(self) -> None:
         """Let nobody in any more."""
@@ -130,8 +133,12 @@ class Drain:
             if client.state == WAITING:
                 client.turn_back(1.0)
 
-    async def _leave_to_reapers(self) -> int:
-        """Leave what stands in Redis to the reapers; return what does not stand there."""
+    async def _leave_to_reapers(self, owing: int) -> int:
+        """Leave what stands in Redis to the reapers; return what does not stand there.
+
+        Args:
+            owing: how many ends the API had yet to hear of.
+        """
         try:
             async with asyncio.timeout(self.closing_s):
                 left = await self._outbox.hand_over()
@@ -139,7 +146,7 @@ class Drain:
             # Slow, but there: when the lease is over a reaper finds what stands there.
             return self._outbox.unconfirmed
         except (RedisUnavailable, hiredis.HiredisError):
-            return self._unreported + self._outbox.unconfirmed
+            return owing
         if left:
             _log.warning("reapers will tell the API of disconnects", count=left)
         return 0

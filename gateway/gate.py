@@ -48,7 +48,6 @@ class Gate:
         self._under_way: OrderedDict[Entrant, float] = OrderedDict()
         self._waiting: OrderedDict[Entrant, None] = OrderedDict()
         self._average_s = 0.0
-        self._left_at = 0.0
 
     def enter(self, entrant: Entrant) -> float:
         """Ask to be let through.
@@ -75,8 +74,7 @@ class Gate:
             if self._waiting.pop(entrant, self) is None:
                 self._slot[c.CONNECTS_WAITING] = len(self._waiting)
             return
-        self._left_at = self._clock.now
-        took_s = self._left_at - admitted_at
+        took_s = self._clock.now - admitted_at
         self._average_s += (took_s - self._average_s) * _WEIGHT
         while self._waiting and len(self._under_way) < self._limit:
             following, _ = self._waiting.popitem(last=False)
@@ -89,9 +87,9 @@ class Gate:
 
     def _expected_wait_s(self) -> float:
         """Estimate how long one would wait that came now; an API that hangs makes it grow."""
-        # One that hangs among others that come and go tells nothing; a time when none goes does.
-        oldest_at = next(iter(self._under_way.values()), self._clock.now)
-        stalled_s = self._clock.now - max(self._left_at, oldest_at)
+        # One that hangs among others tells nothing; a time in which nobody was let through does.
+        newest_at = next(reversed(self._under_way.values()), self._clock.now)
+        stalled_s = self._clock.now - newest_at
         return (len(self._waiting) + 1) * max(self._average_s, stalled_s) / self._limit
 
 

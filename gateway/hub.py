@@ -60,6 +60,8 @@ class Hub:
     log_connections: bool
     refusing: bool = False
     """True when the worker is about to end, so that nobody can come in any more."""
+    is_over: bool = False
+    """True when what stands in Redis is left to the reapers as it is."""
     farewell: tuple[int, str] | None = None
     """Code and reason with which everybody has to go who still comes in; None while they stay."""
     clients: dict[bytes, Client] = field(default_factory=dict)

@@ -505,7 +505,6 @@ async def test_who_is_nothing_to_the_api_is_not_waited_for(state: int) -> None:
 ERRORS = [RedisUnavailable("away"), hiredis.ReplyError("OOM"), hiredis.ProtocolError("what?")]
 
 
-@pytest.mark.xfail(strict=True, reason="closing the upstream ends them before they are counted")
 @pytest.mark.parametrize("error", ERRORS)
 @in_virtual_time
 async def test_ends_that_nobody_will_tell_are_counted(error: Exception) -> None:

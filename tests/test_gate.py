@@ -248,7 +248,6 @@ def test_one_that_hangs_turns_nobody_away_while_others_come_and_go() -> None:
     hangs.leaves()
 
 
-@pytest.mark.xfail(strict=True, reason="the stall counts from before the gate was full")
 def test_one_that_hangs_turns_nobody_away_when_all_come_back_at_once() -> None:
     gateway = measured(0.005, limit=256)
     gateway.enters("h")

@@ -49,7 +49,8 @@ class Scene:
 
     def push_everywhere(self) -> dict[str, set[int]]:
         """Push to each client at each worker; return the statuses, at its own and at others."""
-        near, far = [], []
+        near: list[tuple[tuple[str, int], str]] = []
+        far: list[tuple[tuple[str, int], str]] = []
         for client in self.connected:
             owner = self.traffic.owner_of(client.stay)
             for port in self.ports:

@@ -97,7 +97,8 @@ class TestSlowReader:
         slow = scene.connect_slow("slow")
         count = 400
         sent = [message("slow", number, PUSH_BYTES) for number in range(1, count + 1)]
-        thread = threading.Thread(target=lambda: [slow.send(body.decode()) for body in sent])
+        frames = b"".join(Frame(Op.TEXT, body).encode() for body in sent)
+        thread = threading.Thread(target=slow.send_raw, args=(frames,))
         thread.start()
         [life] = scene.traffic.api.lives_of("slow")
         scene.expect_others_undisturbed()

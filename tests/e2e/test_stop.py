@@ -10,6 +10,7 @@ from harness.gateway import GatewayProcess
 from harness.processes import find_descendants
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, until
+from harness.ws import upgrade_request
 
 from .conftest import StartGateway
 
@@ -99,3 +100,21 @@ def test_worker_that_retires_moves_its_clients_and_reports_them(
     until(lambda: not worker.is_alive, what="the worker ends")
     for name in clients:
         assert own_api.wait_for_one(name, "DELETE").close_code == 1012
+
+
+def test_connect_that_the_api_is_still_deciding_is_reported_later(
+    own_api: FakeApi, valkey: ValkeyProcess, start_gateway: StartGateway
+) -> None:
+    hold = Hold(Reply("ok"))
+    own_api.on("undecided", "GET", hold)
+    gateway = start_gateway(
+        api=own_api.url, redis=valkey.url, shutdown_timeout="2s", api_timeout="4s"
+    )
+    stream = gateway.open_stream()
+    stream.write(upgrade_request("/undecided"))
+    generation = own_api.wait_for_one("undecided", "GET").generation
+    assert stop(gateway) == 0
+    hold.release()
+    start_gateway(api=own_api.url, redis=valkey.url, api_timeout="1s")
+    request = own_api.wait_for_one("undecided", "DELETE")
+    assert (request.generation, request.text) == (generation, "worker lost")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import uvloop
 
@@ -148,7 +148,7 @@ class StormProcess:
     def outcomes(self) -> Counter[str]:
         """Wait until every client was let in or has failed; return how many of each."""
         assert self._process.stdout is not None
-        return Counter(json.loads(cast(IO[bytes], self._process.stdout).readline()))
+        return Counter(json.loads(self._process.stdout.readline()))
 
     def leave(self) -> None:
         """End every connection."""

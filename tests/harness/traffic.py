@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from .ledger import Ledger
 from .loop_thread import LoopThread
 from .traffic_api import TrafficApi
-from .traffic_clients import Fleet, Stay
+from .traffic_clients import Stay
+from .traffic_fleet import Fleet
 from .traffic_pushes import Pusher
 from .waiting import until
 
