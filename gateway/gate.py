@@ -90,7 +90,7 @@ class Gate:
         # One that hangs among others tells nothing; a time in which nobody was let through does.
         newest_at = next(reversed(self._under_way.values()), self._clock.now)
         stalled_s = self._clock.now - newest_at
-        return (len(self._waiting) + 1) * max(self._average_s, stalled_s) / self._limit
+        return stalled_s + (len(self._waiting) + 1) * self._average_s / self._limit
 
 
 def retry_after(wait_s: float) -> bytes:

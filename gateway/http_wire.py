@@ -161,7 +161,7 @@ class ReplyReader:
 
     def feed_eof(self) -> bool:
         """Take the end of the stream; tell whether that completed the reply (RFC 9112, 6.3)."""
-        if self.complete or self._framed or not self._begun:
+        if self.complete or self._framed or not self._begun or 100 <= self.status < 200:
             return False
         self._finish()
         return True

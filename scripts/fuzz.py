@@ -8,6 +8,7 @@ nothing was found, 1 when something was, 2 when it could not run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import subprocess
 import sys
@@ -24,9 +25,11 @@ DEFAULT_S: Final = 60
 MAX_INPUT_BYTES: Final = 4096
 _SLOWEST_INPUT_S: Final = 10
 _SAY_EVERY_S: Final = 5.0
-_EXIT_FOUND: Final = 77
-"""libFuzzer's own exit status for a finding."""
+_EXIT_INTERRUPTED: Final = 72
+"""libFuzzer's exit status after Ctrl-C."""
+_WORKER: Final = "--worker"
 
+_FOUND: Final = re.compile(r"Test unit written to (.*)")
 _STATUS: Final = re.compile(r"#(\d+)\s+[A-Za-z_]+\s+cov: (\d+) ft: \d+ corp: (\d+)")
 
 
@@ -41,6 +44,8 @@ class Progress:
     first_coverage: int = 0
     """Coverage that the seeds have, and what earlier runs have left."""
     inputs: int = 0
+    found: list[str] = field(default_factory=list)
+    """Files with inputs that something is wrong with."""
     others: deque[str] = field(default_factory=lambda: deque(maxlen=40))
     """The last lines that are no status."""
     _began_at: float = field(default_factory=time.monotonic)
@@ -48,6 +53,8 @@ class Progress:
 
     def take(self, line: str) -> None:
         """Read one line."""
+        if found := _FOUND.search(line):
+            self.found.append(found[1])
         match = _STATUS.match(line)
         if match is None:
             self.others.append(line)
@@ -75,27 +82,24 @@ def run(target: str, seconds: int) -> int:
     findings, learnt = folder / "findings", folder / "learnt"
     findings.mkdir(parents=True, exist_ok=True)
     learnt.mkdir(exist_ok=True)
-    known = set(findings.iterdir())
-    command = [
-        *(sys.executable, __file__, "--worker", target, str(seconds)),
-        *(str(findings), str(learnt)),
-    ]
+    worker = [sys.executable, __file__, _WORKER, target, str(seconds), str(findings), str(learnt)]
     progress = Progress(target, seconds)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as child:
+    with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True, errors="replace") as child:
         assert child.stderr is not None
-        for line in child.stderr:
-            progress.take(line.rstrip("\n"))
+        with contextlib.suppress(KeyboardInterrupt):  # which the worker gets as well, and ends
+            for line in child.stderr:
+                progress.take(line.rstrip("\n"))
     progress.say()
-    new = sorted(set(findings.iterdir()) - known)
-    if child.returncode == 0 and not new:
-        print(f"{target}: nothing found; what was learnt is in {learnt}")
-        return 0
-    for path in new:
+    for path in progress.found:
         print(f"{target}: found {path}\n    again: scripts/fuzz {target} --replay {path}")
-    if not new:
+    if progress.found:
+        return 1
+    if child.returncode not in (0, _EXIT_INTERRUPTED):
         print(*progress.others, sep="\n", file=sys.stderr)
-        print(f"{target}: libFuzzer ended with {child.returncode}", file=sys.stderr)
-    return 1 if new else 2
+        print(f"{target}: the worker ended with {child.returncode}", file=sys.stderr)
+        return 2
+    print(f"{target}: nothing found; what was learnt is in {learnt}")
+    return 0
 
 
 def work(target: str, seconds: int, findings: Path, learnt: Path) -> None:
@@ -112,7 +116,6 @@ def work(target: str, seconds: int, findings: Path, learnt: Path) -> None:
         f"-timeout={_SLOWEST_INPUT_S}",
         f"-dict={dictionary}",
         f"-artifact_prefix={findings}/",
-        f"-error_exitcode={_EXIT_FOUND}",
         "-print_funcs=0",
     ]
     # libFuzzer adds to the first folder, and only reads the second.
@@ -153,7 +156,7 @@ def _parse() -> argparse.Namespace:
 
 def main() -> int:
     """Do what the command line says, and return the exit status."""
-    if sys.argv[1:2] == ["--worker"]:
+    if sys.argv[1:2] == [_WORKER]:
         target, seconds, findings, learnt = sys.argv[2:]
         work(target, int(seconds), Path(findings), Path(learnt))
     arguments = _parse()
@@ -167,9 +170,7 @@ def main() -> int:
         import atheris  # noqa: F401
     except ImportError as error:
         print(f"scripts/fuzz: atheris is not installed: {error}", file=sys.stderr)
-        print(
-            "pip has wheels of it for CPython 3.11 on Linux: pip install atheris", file=sys.stderr
-        )
+        print("pip has wheels of it for CPython on Linux: pip install atheris", file=sys.stderr)
         return 2
     return run(arguments.target, arguments.seconds)
 

@@ -74,7 +74,7 @@ class Soak:
         self._disturb(lanes)
         self._settle()
         self._crowd.leave()
-        self._await(lambda: not self._traffic.unreported, "every end reported")
+        self._await(self._world.is_all_reported, "every end reported")
         after = self._weigh()
         self._report(lanes, before, after)
 
@@ -88,7 +88,7 @@ class Soak:
         time.sleep(WARM_UP_S)
         self._crowd.rest()
         self._crowd.leave()
-        self._await(lambda: not self._traffic.unreported, "every end reported")
+        self._await(self._world.is_all_reported, "every end reported")
         return self._weigh()
 
     def _weigh(self) -> dict[str, Weight]:
@@ -134,7 +134,7 @@ class Soak:
         self._world.await_ready()
         self._await(lambda: fleet.open_count == self._options.clients, "everybody connected")
         self._await(self._is_everybody_served, "an answer for everybody")
-        self._await(lambda: not self._traffic.unreported, "every end reported")
+        self._await(self._world.is_all_reported, "every end reported")
         self._await(lambda: not self._world.count("disconnects_pending"), "nothing left in Redis")
 
     def _is_everybody_served(self) -> bool:

@@ -502,7 +502,11 @@ def test_close_reason_that_is_no_utf8_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [b"\xf1\x80", b"\x81\x00", b"\x89\xfe", b"\x09\x80", b"\x88\xff", b"\x0a\x81"]
+    "head",
+    [
+        *(b"\xf1\x80", b"\x81\x00", b"\x89\xfe", b"\x09\x80", b"\x88\xff", b"\x0a\x81"),
+        *(b"\x83\xff", b"\x07\xfe", b"\x8b\xfd", b"\x8f\xfd"),
+    ],
 )
 def test_two_bytes_are_enough_to_refuse(head: bytes) -> None:
     assert_fails(1002, head)

@@ -377,6 +377,7 @@ def test_upgrade_is_accepted() -> None:
         {"Host": ""},
         {"Origin": "https://anywhere.example"},
         {"Sec-WebSocket-Extensions": "permessage-deflate"},
+        {"Sec-WebSocket-Version": "13 ", "Sec-WebSocket-Key": f"{KEY} \t", "Content-Length": "0 "},
     ],
 )
 def test_upgrade_may_be_written_in_many_ways(changes: dict[str, str | None]) -> None:
@@ -535,6 +536,13 @@ def test_api_is_told_the_headers_that_concern_it() -> None:
         "Sec-WebSocket-Protocol: a,  b",
         f"X-Forwarded-For: {PEER}",
     ]
+
+
+def test_blanks_after_a_value_are_no_part_of_it() -> None:
+    handshake = check(
+        upgrade("/me", {"Origin": "https://a.example \t"}, "Cookie: a=b ", "Cookie: c=d")
+    )
+    assert lines_of(handshake)[:2] == ["Cookie: a=b; c=d", "Origin: https://a.example"]
 
 
 def test_api_is_told_nothing_that_was_not_said() -> None:

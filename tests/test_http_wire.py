@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
@@ -159,6 +160,7 @@ class Scripted(NamedTuple):
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def seen(reader: ReplyReader) -> Reply:
@@ -414,6 +416,15 @@ def test_closed_reader_is_no_garbage() -> None:
         gc.enable()
 
 
+# Statuses that do not exist.
+
+
+@pytest.mark.parametrize("status", [b"000", b"099", b"600", b"999"])
+def test_impossible_status_is_that_of_a_reply(status: bytes) -> None:
+    reader = read(b"HTTP/1.1 " + status + b" What\r\nContent-Length: 2\r\n\r\nok")
+    assert (reader.complete, reader.status, reader.body) == (True, int(status), b"ok")
+
+
 # The end of the stream.
 
 
@@ -423,6 +434,10 @@ def test_end_before_any_byte_completes_nothing() -> None:
 
 def test_end_after_an_interim_reply_completes_nothing() -> None:
     assert not read(b"HTTP/1.1 100 Continue\r\n\r\n").feed_eof()
+
+
+def test_end_of_the_body_that_an_interim_reply_may_not_have_completes_nothing() -> None:
+    assert not read(b"HTTP/1.1 104 x\r\nTransfer-Encoding: gzip\r\n\r\nbody").feed_eof()
 
 
 def test_end_after_a_complete_reply_completes_nothing_more() -> None:
@@ -470,7 +485,7 @@ def test_end_completes_a_body_whose_last_coding_is_not_chunked(
     ("line", "seconds"),
     [
         (b"Retry-After: 3", 3.0),
-        (b"retry-after: 120", 120.0),
+        (b"retry-after: 120 \t", 120.0),
         (b"Retry-After: 0", 0.0),
         (b"Retry-After: -1", 0.0),
         (b"Retry-After: 1.5", 0.0),
@@ -539,6 +554,30 @@ def test_head_of_each_reply_is_limited_alone() -> None:
 def test_line_without_an_end_is_limited(start: bytes) -> None:
     with pytest.raises(ReplyTooLarge):
         read(start, *[b"x" * 1000] * (MAX_REPLY_HEAD_BYTES // 1000 + 1))
+
+
+@pytest.mark.parametrize("start", [b"0\r\nA", b"0\r\nA: ", b"2;", b"0\r\n"])
+def test_what_is_no_body_is_limited_after_the_head(start: bytes) -> None:
+    more = b"x" * 1000 if start != b"0\r\n" else b"A: b\r\n" * 200
+    with pytest.raises(ReplyTooLarge):
+        read(CHUNKED + start, *[more] * (MAX_REPLY_HEAD_BYTES // 1000 + 1))
+
+
+def test_largest_body_may_come_in_the_smallest_chunks() -> None:
+    reader = read(CHUNKED, *[chunked(b"x" * 1000, 1)[:-5]] * (MAX_BODY_BYTES // 1000), b"0\r\n\r\n")
+    assert reader.body == b"x" * MAX_BODY_BYTES
+
+
+def test_tiny_chunks_cost_no_more_than_their_size() -> None:
+    reader = read(CHUNKED)
+    wire = chunked(b"xy" * (MAX_BODY_BYTES // 2), 2)
+    tracemalloc.start()
+    try:
+        reader.feed(wire)
+        assert reader.complete
+        assert tracemalloc.get_traced_memory()[1] < 5 * MAX_BODY_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 # Bytes after the reply.

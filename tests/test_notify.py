@@ -76,7 +76,7 @@ def test_variables_are_gone_afterwards(manager: Manager) -> None:
     assert environment == {"HOME": "/"}
 
 
-@pytest.mark.parametrize("pid", [None, str(os.getpid())])
+@pytest.mark.parametrize("pid", [None, str(os.getpid())], ids=["anybody", "itself"])
 def test_beats_twice_in_the_time_of_the_watchdog(manager: Manager, pid: str | None) -> None:
     environment = manager.environment | {"WATCHDOG_USEC": "30000000"}
     if pid is not None:

@@ -266,7 +266,7 @@ def test_trailer_is_no_header() -> None:
 
 def test_generation_is_passed_on() -> None:
     api = Api(ok)
-    api.sends(request("POST", "/me", b"hi", "ws2api-generation: 1700000000000000"))
+    api.sends(request("POST", "/me", b"hi", "ws2api-generation: 1700000000000000 "))
     assert api.ask.generation == 1_700_000_000_000_000
 
 
@@ -508,6 +508,29 @@ def test_line_without_an_end_is_refused(start: bytes) -> None:
     api = Api()
     api.sends(start, *[b"x" * 1000] * 17)
     assert_refused_for_good(api, 431)
+
+
+@pytest.mark.parametrize("start", [b"0\r\nA", b"0\r\nA: ", b"2\r\nhi\r\n0\r\nA: ", b"2;"])
+def test_line_without_an_end_is_refused_in_a_chunked_body(start: bytes) -> None:
+    api = Api()
+    api.sends(request("POST", "/me", b"", framing="chunked").removesuffix(b"0\r\n\r\n"), start)
+    api.sends(*[b"x" * 1000] * 17)
+    assert_refused_for_good(api, 431)
+
+
+def test_trailers_count_as_headers() -> None:
+    api = Api()
+    wire = request("POST", "/me", b"hi", framing="chunked")
+    api.sends(wire.removesuffix(b"\r\n") + b"A: b\r\n" * 100 + b"\r\n")
+    assert_refused_for_good(api, 431)
+
+
+def test_largest_message_may_come_in_the_smallest_chunks() -> None:
+    api = Api(ok)
+    wire = request("POST", "/me", b"", framing="chunked").removesuffix(b"0\r\n\r\n")
+    api.sends(wire, *[b"1\r\nx\r\n"] * MAX_MESSAGE_BYTES, b"0\r\n\r\n")
+    assert api.ask.payload == b"x" * MAX_MESSAGE_BYTES
+    assert_still_serves(api)
 
 
 def test_line_without_an_end_is_refused_after_other_requests() -> None:
@@ -776,6 +799,18 @@ def test_offer_of_another_protocol_is_ignored(body: bytes) -> None:
     assert_still_serves(api)
 
 
+@pytest.mark.parametrize("length", ["2 ", "2 \t", "0" * 30 + "2"])
+def test_body_of_one_that_offers_another_protocol_is_no_request(length: str) -> None:
+    api = Api(ok)
+    api.sends(
+        request("POST", "/me", b"", *UPGRADE).replace(b"Length: 0", f"Length: {length}".encode())
+    )
+    assert not api.asks
+    api.sends(b"hi" + request("POST", "/me", b"next"))
+    assert [ask.payload for ask in api.asks] == [b"hi", b"next"]
+    assert_still_serves(api)
+
+
 def test_token_is_demanded_of_one_that_offers_another_protocol() -> None:
     api = Api(token="s3cret")
     api.sends(request("POST", "/me", b"hi", *UPGRADE))
@@ -814,6 +849,13 @@ def test_connection_is_known_until_it_is_lost() -> None:
     assert api.hub.connections == {api.connection}
     api.connection.connection_lost(None)
     assert api.hub.connections == set()
+
+
+def test_idle_connection_does_not_keep_the_last_message() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"x" * 500, framing="chunked"))
+    payload = api.asks.pop().payload
+    assert not any(payload is value for value in gc.get_referents(vars(api.connection)))
 
 
 def test_lost_connection_is_no_garbage() -> None:

@@ -41,7 +41,7 @@ def check(data: bytes) -> None:
     """Read frames from the bytes, in several splits."""
     whole = _read([data])
     for pieces in splits(data):
-        assert _read(pieces) == whole, pieces
+        assert _read(pieces) == whole, f"in {len(pieces)} pieces"
     if data:
         _compare_with_the_short_cut(data, whole)
     _compare_with_the_library(data)

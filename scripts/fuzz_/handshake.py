@@ -1,4 +1,4 @@
-"""Any bytes are a head, or are refused with a status, or are waited for: in every split the same.
+"""Any bytes are a head, or are refused, or are waited for: in every split the same.
 
 What the policy makes of a head is one sound request to the API, in which nothing stands that the
 client did not send, and a 101; or a refusal.
@@ -45,11 +45,8 @@ _OWN_FIELDS: Final = {b"host", b"ws2api-generation", b"ws2api-push-url"}
 _ENCODER: Final = RequestEncoder(ApiUrl("api", 80, False, "/base", "api"))
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Be what becomes of bytes that are no head."""
-
-    status: int
+REFUSED: Final = "refused"
+"""What becomes of bytes that are no head; which of two reasons counts may depend on the split."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,13 @@ def check(data: bytes) -> None:
     """Read a head from the bytes, in several splits, and judge it."""
     whole = _read([data])
     for pieces in splits(data):
-        assert _read(pieces) == whole, pieces
+        assert _read(pieces) == whole, f"in {len(pieces)} pieces"
     if isinstance(whole, Head):
         for policy in _POLICIES:
             _judge(policy, data, whole)
 
 
-def _read(pieces: Iterable[bytes]) -> Head | Refusal | None:
+def _read(pieces: Iterable[bytes]) -> Head | str | None:
     """Return None while more is waited for."""
     head = RequestHead()
     left = list(pieces)
@@ -82,8 +79,8 @@ def _read(pieces: Iterable[bytes]) -> Head | Refusal | None:
         try:
             if not head.feed(left.pop(0)):
                 continue
-        except HandshakeError as error:
-            return Refusal(error.status)
+        except HandshakeError:
+            return REFUSED
         rest = head.rest + b"".join(left) if head.is_upgrade else b""
         return Head(head.method, head.target, head.headers, head.is_upgrade, head.has_body, rest)
     return None

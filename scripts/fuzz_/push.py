@@ -158,7 +158,7 @@ def check(data: bytes) -> None:
         _assert_sound(*ask)
     assert _Run(at_once=False).feed([data]) == whole
     for pieces in splits(data):
-        assert _Run(at_once=True).feed(pieces) == whole, pieces
+        assert _Run(at_once=True).feed(pieces) == whole, f"in {len(pieces)} pieces"
     without_offer = _OFFER.sub(b"xpgrade:", data)
     if without_offer != data:
         plain = _Run(at_once=True).feed([without_offer])

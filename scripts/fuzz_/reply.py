@@ -58,7 +58,7 @@ def check(data: bytes) -> None:
     reader = _reader()
     whole = _read(reader, [data])
     for pieces in splits(data):
-        assert _read(_reader(), pieces) == whole, pieces
+        assert _read(_reader(), pieces) == whole, f"in {len(pieces)} pieces"
     if isinstance(whole, Reply):
         assert not 100 <= whole.status < 200
         assert len(whole.body) <= MAX_BODY_SIZE

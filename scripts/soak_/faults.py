@@ -39,7 +39,7 @@ class Lane(threading.Thread):
     """
 
     def __init__(self, name: str, faults: dict[str, tuple[Fault, int]], seed: int) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name, daemon=True)  # when interrupted, nobody waits for it
         self._faults = faults
         self._random = random.Random(f"{name} {seed}")
         self._is_over = threading.Event()
@@ -56,8 +56,8 @@ class Lane(threading.Thread):
             self.now = self._random.choices(names, weights)[0]
             try:
                 self._faults[self.now][0]()
-            except (SoakError, OSError, AssertionError) as error:
-                self.error = SoakError(f"{self.now}: {error}")
+            except Exception as error:
+                self.error = SoakError(f"{self.now}: {error!r}")
                 return
             self.done[self.now] += 1
             self.now = ""
@@ -245,7 +245,7 @@ class OtherFaults:
             self._world.valkey.start()
 
     def _nothing_is_owed(self) -> bool:
-        return not self._world.count("disconnects_pending") and not self._world.traffic.unreported
+        return not self._world.count("disconnects_pending") and self._world.is_all_reported()
 
     # Processes.
 

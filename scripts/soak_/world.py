@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from soak_ import SoakError
 
 API_TIMEOUT_S: Final = 10
+_POLL_S: Final = 0.2
 READY_S: Final = 90.0
 """The longest that the gateway may take to be ready again after a fault."""
 
@@ -65,6 +67,10 @@ class World:
         names = {f"ws2api_{name}", f"ws2api_{name}_total"}
         return int(sum(s.value for family in families for s in family.samples if s.name in names))
 
+    def is_all_reported(self) -> bool:
+        """Tell whether the API has heard of every end."""
+        return not self.traffic.unreported()
+
     def is_ready(self) -> bool:
         """Tell whether /readyz is green."""
         try:
@@ -88,7 +94,7 @@ class World:
                 raise SoakError("the supervisor has ended")
             if time.monotonic() > deadline:
                 raise SoakError(f"not within {timeout_s:.0f} s: {what}")
-            time.sleep(0.05)
+            time.sleep(_POLL_S)
 
     def registered(self) -> set[str]:
         """Ask Valkey itself which clients it knows."""
@@ -153,6 +159,7 @@ def build(workers: int) -> Iterator[World]:
         traffic.attach(gateway),
     ):
         traffic.api.behaviour = answer
+        traffic.may_be_unheard = sys.maxsize  # how many it may be, the ledger says
         yield World(gateway, traffic, valkey, to_api, to_redis, workers)
         to_api.restore()
         to_redis.restore()

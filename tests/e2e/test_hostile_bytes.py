@@ -12,7 +12,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,6 +43,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "max_message_size": MAX_MESSAGE_BYTES,
     "handshake_timeout": "2s",
     "api_timeout": "3s",
+    "ping_interval": 0,  # the bystander reads now and then only
 }
 
 CLOSE_CODES: Final = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
@@ -86,6 +87,12 @@ class Attacker(Stream):
         except (EOFError, ConnectionError):
             return True
         return False
+
+    def skip(self, prefix: bytes) -> bool:
+        """Pass over these bytes if they come next."""
+        while len(self._received) < len(prefix) and prefix.startswith(self._received):
+            self._receive()
+        return self._received.startswith(prefix) and bool(self._take(len(prefix)))
 
     def half_close(self) -> None:
         """Tell that nothing more will come."""
@@ -148,6 +155,8 @@ def assert_frames(client: WsClient, stream: Attacker) -> None:
 def assert_answered(stream: Attacker, statuses: Container[int]) -> None:
     """See nothing but whole answers, of which the last may say that it is the last."""
     while not stream.has_ended():
+        if stream.skip(b"HTTP/1.1 100 Continue\r\n\r\n"):
+            continue
         answer = read_response(stream)
         assert answer.status in statuses, answer
         if answer.status == 101:
@@ -189,6 +198,10 @@ class Siege:
         """Name a client that nobody has seen, and that the API will let in."""
         self._ids.append(f"a{next(self._numbers)}")
         return self._ids[-1]
+
+    def connect(self, client_id: str) -> WsClient:
+        """Open a WebSocket, as somebody who has no part in this."""
+        return WsClient(Stream.open(self.gateway.clients_address), f"/{client_id}")
 
     def knock(self) -> Attempt:
         """Connect to the client port."""
@@ -233,19 +246,21 @@ class Siege:
 
     def attack(self, example: list[Attack], begin: Callable[[], Attempt]) -> None:
         """Let all the attacks go on at once, and judge what comes back."""
-        attempts = [(attack, begin()) for attack in example]
-        for attack, attempt in attempts:
-            with contextlib.suppress(ConnectionError):  # closed already, which is an answer, too
-                for piece in attack.pieces(self.new_id()):
-                    attempt.stream.write(piece)
-        for attack, attempt in attempts:
-            if attack.ending is Ending.WAIT:
-                self.finish_later(attempt)
-            elif attack.ending is Ending.RESET:
-                attempt.stream.reset()
-            else:
-                attempt.stream.half_close()
-                attempt.finish()
+        with ExitStack() as streams:
+            attempts = [(attack, begin()) for attack in example]
+            for attack, attempt in attempts:
+                streams.callback(attempt.stream.close)
+                with contextlib.suppress(ConnectionError):  # closed already, an answer as well
+                    for piece in attack.pieces(self.new_id()):
+                        attempt.stream.write(piece)
+            for attack, attempt in attempts:
+                if attack.ending is Ending.RESET:
+                    attempt.stream.reset()
+                elif attack.ending is Ending.HALF_CLOSE:
+                    attempt.stream.half_close()
+                    attempt.finish()
+            streams.pop_all()
+        self._waiting += [a for attack, a in attempts if attack.ending is Ending.WAIT]
         self.assert_undisturbed()
 
     def finish_later(self, attempt: Attempt) -> None:
@@ -340,9 +355,8 @@ def test_on_an_open_websocket(siege: Siege, example: list[Attack]) -> None:
 @examples(100)
 @given(attacks(PUSHES, Ending.HALF_CLOSE, Ending.RESET))
 def test_on_the_push_port(siege: Siege, example: list[Attack]) -> None:
-    victim = siege.gateway.connect("victim")
-    siege.attack(example, siege.push)
-    victim.hang_up()
+    with closing(siege.connect("victim").stream):
+        siege.attack(example, siege.push)
 
 
 @examples(60)

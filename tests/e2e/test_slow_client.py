@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ FLOOD = 100_000
 PUSH_BYTES = 8_000
 BYSTANDERS = 20
 DAWDLERS = 50
+AFTER_IT = Frame(Op.TEXT, b"after it").encode()
 
 
 @dataclass
@@ -152,6 +154,16 @@ def exchange_until(client: WsClient, is_over: Callable[[], bool]) -> int:
     return count
 
 
+def assert_takes_turns(flood: Callable[[str], int], client_id: str) -> None:
+    """See the bystander served again and again during one flood.
+
+    A busy machine may hide it, so there are several; where a flood is worked off in one go, none of
+    them leaves room for more than an exchange or two.
+    """
+    numbers = itertools.count()
+    until(lambda: flood(f"{client_id}-{next(numbers)}") >= 5, what="others have their turn")
+
+
 class TestFlood:
     """On a gateway of one worker, so that a disturbance would show at the other client."""
 
@@ -163,26 +175,34 @@ class TestFlood:
     def test_of_pings(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str, bystander: WsClient
     ) -> None:
-        client = gateway.connect(client_id)
-        flood = Frame(Op.PING, b"").encode() * FLOOD + Frame(Op.TEXT, b"after it").encode()
-        client.send_raw(flood)
-        assert exchange_until(bystander, lambda: bool(api.texts(client_id))) >= 20
-        pong = Frame(Op.PONG, b"").encode(mask=False)
-        assert client.stream.read_exactly(2 * FLOOD) == pong * FLOOD
+        def flood(name: str) -> int:
+            client = gateway.connect(name)
+            client.send_raw(Frame(Op.PING, b"").encode() * FLOOD + AFTER_IT)
+            count = exchange_until(bystander, lambda: bool(api.texts(name)))
+            pong = Frame(Op.PONG, b"").encode(mask=False)
+            assert client.stream.read_exactly(2 * FLOOD) == pong * FLOOD
+            return count
+
+        assert_takes_turns(flood, client_id)
 
     def test_of_fragments(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str, bystander: WsClient
     ) -> None:
-        client = gateway.connect(client_id)
         fragments = FLOOD // 10
         one = (
             Frame(Op.TEXT, b"a", fin=False).encode()
             + Frame(Op.CONTINUATION, b"b", fin=False).encode() * (fragments - 2)
             + Frame(Op.CONTINUATION, b"c").encode()
         )
-        client.send_raw(one * 10)  # most of which the kernel keeps until the gateway reads it
-        assert exchange_until(bystander, lambda: len(api.texts(client_id)) == 10) >= 20
-        assert set(api.texts(client_id)) == {"a" + "b" * (fragments - 2) + "c"}
+
+        def flood(name: str) -> int:
+            client = gateway.connect(name)
+            client.send_raw(one * 10)  # most of which the kernel keeps until the gateway reads it
+            count = exchange_until(bystander, lambda: len(api.texts(name)) == 10)
+            assert set(api.texts(name)) == {"a" + "b" * (fragments - 2) + "c"}
+            return count
+
+        assert_takes_turns(flood, client_id)
 
     def test_of_fragments_of_one_message(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str, bystander: WsClient
@@ -201,9 +221,15 @@ class TestFlood:
         self, gateway: GatewayProcess, api: FakeApi, client_id: str, bystander: WsClient
     ) -> None:
         """A frame byte by byte, each byte a packet of its own as far as the kernel allows."""
-        client = gateway.connect(client_id)
-        thread = threading.Thread(target=client.send, args=("x" * 10_000,), kwargs={"chop": 1})
-        thread.start()
-        assert exchange_until(bystander, lambda: bool(api.texts(client_id))) >= 5
-        thread.join(DEADLINE_S)
-        assert api.texts(client_id) == ["x" * 10_000]
+        message = "x" * 10_000
+
+        def flood(name: str) -> int:
+            client = gateway.connect(name)
+            thread = threading.Thread(target=client.send, args=(message,), kwargs={"chop": 1})
+            thread.start()
+            count = exchange_until(bystander, lambda: bool(api.texts(name)))
+            thread.join(DEADLINE_S)
+            assert api.texts(name) == [message]
+            return count
+
+        assert_takes_turns(flood, client_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .traffic_api import Life
 from .traffic_clients import Stay, number_of
@@ -65,10 +66,26 @@ class Ledger:
     ) -> None:
         self._lives = {(life.client_id, life.generation): life for life in lives}
         self._stays = list(stays)
-        self._pushes = list(pushes)
-        self.messages = self._settle_messages(may_give_up, may_repeat)
-        self.disconnects = self._settle_disconnects(may_be_unheard)
-        self.pushes = self._settle_pushes(may_be_unread)
+        self._records = list(pushes)
+        self._may_give_up = may_give_up
+        self._may_repeat = may_repeat
+        self._may_be_unread = may_be_unread
+        self._may_be_unheard = may_be_unheard
+
+    @cached_property
+    def messages(self) -> Account:
+        """What became of each message."""
+        return self._settle_messages(self._may_give_up, self._may_repeat)
+
+    @cached_property
+    def disconnects(self) -> Account:
+        """What became of each connection."""
+        return self._settle_disconnects(self._may_be_unheard)
+
+    @cached_property
+    def pushes(self) -> Account:
+        """What became of each push."""
+        return self._settle_pushes(self._may_be_unread)
 
     @property
     def accounts(self) -> list[Account]:
@@ -176,7 +193,7 @@ class Ledger:
         account = Account("pushes")
         received = Counter(number for stay in self._stays for number in stay.pushes)
         broken = {stay.client_id for stay in self._stays if stay.has_ended}
-        for record in self._pushes:
+        for record in self._records:
             account.note(f"{record.status or 'no answer'}")
             count = received.pop(record.number, 0)
             if count > 1:

@@ -31,6 +31,8 @@ class Traffic:
         self.thread = self._stack.enter_context(LoopThread("traffic"))
         self.api = TrafficApi(self.thread)
         self._stack.callback(self.api.end)
+        self.may_be_unheard = 0
+        """Connects whose acceptance may have been lost, of which no DELETE is waited for."""
         self.fleet: Fleet
         self.pusher: Pusher
 
@@ -69,20 +71,32 @@ class Traffic:
 
     def settle_ends(self) -> None:
         """Wait until every end was reported."""
-        until(lambda: not self.unreported, what="a DELETE for every connection that has ended")
+        until(lambda: not self.unreported(), what="a DELETE for every connection that has ended")
 
-    @property
     def unreported(self) -> list[str]:
         """Name the connections that have ended without a DELETE; replaced ones do not count."""
-        return [p for p in self.ledger().disconnects.problems if p.startswith("no DELETE")]
+
+        def find() -> list[str]:
+            ledger = self._compare({"may_be_unheard": self.may_be_unheard})
+            problems = ledger.disconnects.problems
+            return [problem for problem in problems if problem.startswith("no DELETE")]
+
+        return self.thread.call(find)
 
     def ledger(self, **allowances: int) -> Ledger:
         """Compare what both sides have seen so far; see `Ledger` for what may be allowed."""
-        return self.thread.call(
-            lambda: Ledger(
-                list(self.api.lives.values()),
-                [stay for client in self.fleet.clients.values() for stay in client.stays],
-                self.pusher.records,
-                **allowances,
-            )
+
+        def compare() -> Ledger:
+            ledger = self._compare(allowances)
+            assert ledger.accounts  # settled here, while nothing moves
+            return ledger
+
+        return self.thread.call(compare)
+
+    def _compare(self, allowances: dict[str, int]) -> Ledger:
+        return Ledger(
+            list(self.api.lives.values()),
+            [stay for client in self.fleet.clients.values() for stay in client.stays],
+            self.pusher.records,
+            **allowances,
         )
