@@ -15,7 +15,7 @@ import structlog
 from . import counters as c
 from . import outcomes
 from .ask import Ask
-from .errors import HandshakeError
+from .errors import ApiError, HandshakeError
 from .exchange import CONNECT, Exchange
 from .gate import retry_after
 from .handshake import allows_retry, error_response, refusal
@@ -189,6 +189,13 @@ class Admission(Session):
 
     def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
         self._turn_away(error_response(status, f"{text}\n".encode(), b"", header_lines))
+
+    def _turn_off(self, error: ApiError) -> None:
+        self._hub.gate.leave(self)
+        if not self.left:
+            text = f"{error}\n".encode()
+            self._send_refusal(error_response(error.status, text, b"", error.header_lines))
+        self.left = True
 
     def _turn_away(self, response: bytes) -> None:
         self._send_refusal(response)

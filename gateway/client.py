@@ -335,10 +335,10 @@ class Client(Admission, asyncio.Protocol):
 
     def _release(self) -> None:
         hub = self._hub
+        hub.registry.release(self)
         if self._opening is not None:  # left before it was open
             self._leave_connecting()
             self._opening = None
-        hub.registry.release(self)
 
     def _report(self) -> None:
         hub = self._hub

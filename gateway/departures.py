@@ -112,12 +112,6 @@ class Departures:
         exchange.owner.on_parked(exchange)
         return True
 
-    def park_all(self) -> int:
-        """Park all that are not under way; return how many Redis did not take."""
-        kept = [exchange for exchange in self.take_all() if not self.park(exchange)]
-        self.waiting.extend(kept)
-        return len(kept)
-
     def take_all(self) -> list[Exchange]:
         """Take out all that are not under way."""
         taken = [*self.waiting, *self._retries.take_all()]

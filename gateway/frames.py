@@ -64,6 +64,10 @@ class Pong(NamedTuple):
     """Tell that the client answered a ping (or sent a pong of its own accord)."""
 
 
+class Fragment(NamedTuple):
+    """Tell that a part of a message came and its end did not: whoever asks may pause here."""
+
+
 class Closed(NamedTuple):
     """Tell that no further message will come: a close frame arrived, or the stream is broken."""
 
@@ -75,7 +79,9 @@ class Closed(NamedTuple):
     """True when the client broke the protocol or a limit."""
 
 
-Event = Message | Answer | Pong | Closed
+Event = Message | Answer | Pong | Fragment | Closed
+
+_FRAGMENT: Final = Fragment()
 
 
 def decode_whole(data: bytes) -> bytes | None:
@@ -261,7 +267,7 @@ class FrameReader:
         return Message(first_byte, payload)
 
     def _received(self, protocol: ServerProtocol, frame: Frame) -> Event | None:
-        """Turn one frame that the library found in order into an event, None for a fragment."""
+        """Turn one frame that the library found in order into an event."""
         if frame.opcode is Opcode.PING:
             answer = Answer(b"".join(protocol.data_to_send()))
             self._forget_library()
@@ -287,7 +293,7 @@ class FrameReader:
             except UnicodeDecodeError:
                 return self._fail(CloseCode.INVALID_DATA, "invalid UTF-8")
         if not frame.fin:
-            return None
+            return _FRAGMENT
         payload = bytes(self._fragments)
         self._fragments = self._decode = None
         self._forget_library()

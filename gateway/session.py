@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from . import counters as c
 from . import outcomes
-from .errors import ApiError
+from .errors import ApiAbandoned, ApiError
 from .exchange import CONNECT, MESSAGE, Exchange
 from .frames import BINARY, TEXT, encode, is_utf8
 from .http_wire import ReplyReader
@@ -135,6 +135,10 @@ class Session:
         """Answer the handshake with an error."""
         raise NotImplementedError
 
+    def _turn_off(self, error: ApiError) -> None:
+        """Answer the handshake with an error, and stay for what the API has yet to hear."""
+        raise NotImplementedError
+
     def _write(self, wire: bytes) -> None:
         """Write a frame to the socket."""
         raise NotImplementedError
@@ -232,7 +236,13 @@ class Session:
             self.in_flight -= 1
             self._proceed()
         elif exchange.event == CONNECT:
-            self._refuse(error.status, str(error), error.header_lines)
+            if exchange.attempts and not isinstance(error, ApiAbandoned):
+                # Nobody knows whether the API has accepted: so it hears of the end in any case.
+                self._turn_off(error)
+                self._set_end(ABNORMAL, NO_CLOSE_FRAME)
+                self._release()
+            else:
+                self._refuse(error.status, str(error), error.header_lines)
         else:
             self._forget()
 

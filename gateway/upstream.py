@@ -106,14 +106,6 @@ class Upstream:
             return
         self._wait(exchange, now)
 
-    def park_all(self) -> int:
-        """Leave every disconnect to Redis that is not under way: there is no time for more.
-
-        Returns:
-            how many Redis did not take; they wait as before.
-        """
-        return self._line.departures.park_all()
-
     async def close(self) -> None:
         """Drop every connection; what has no outcome by now is parked, or fails."""
         self._is_ending = True

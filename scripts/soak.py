@@ -30,7 +30,7 @@ from soak_ import SoakError
 from soak_.crowd import Crowd
 from soak_.faults import ApiFaults, Lane, OtherFaults
 from soak_.resources import Weight, compare, weigh
-from soak_.world import World, build
+from soak_.world import World, build, may_be_repeated
 
 WARM_UP_S: Final = 10.0
 SETTLED_S: Final = 180.0
@@ -170,7 +170,6 @@ class Soak:
         ledger = self._traffic.ledger(
             may_give_up=self._count_failed_messages(),
             may_repeat=cut,
-            may_be_unheard=cut,
             may_be_unread=UNREAD_PER_BREAK * broken,
         )
         self.problems += ledger.problems + compare(before, after)
@@ -182,8 +181,20 @@ class Soak:
         _print("connections ended, as the clients saw it", ends)
         for account in ledger.accounts:
             _print(account.name, account)
+        _print("messages processed twice, by cause", self._duplicates())
         _print("requests of the gateway", self._requests())
         display_module.print_table("processes, before and after", _weights(before, after))
+
+    def _duplicates(self) -> dict[str, int]:
+        counts = {
+            "its API had allowed it (Ws2api-Retry: safe)": 0,
+            "the API's connection, used before, was cut": 0,
+        }
+        allowed, cut = counts
+        for life in self._traffic.api.snapshot():
+            twice = len(life.posts) - len({sequence for sequence, _ in life.posts})
+            counts[allowed if may_be_repeated(life.client_id) else cut] += twice
+        return counts
 
     def _requests(self) -> dict[str, int]:
         api = self._traffic.api

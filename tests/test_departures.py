@@ -265,42 +265,6 @@ async def test_what_waits_for_another_attempt_is_parked_too_when_the_api_goes_aw
         await sent.is_parked()
 
 
-@in_loop
-async def test_park_all_leaves_only_what_is_under_way() -> None:
-    redis = Redis()
-    async with gateway(api_max_connections=8, redis=redis) as gw:
-        sent = [gw.reports(f"{i}") for i in range(10)]
-        requests = [await gw.api.next() for _ in range(2)]
-        requests[0].answers(500)
-        await gw.comes_to_show(disconnects_retries=1)
-        message = gw.posts("m")
-        under_way = {requests[1].name, (await gw.api.next()).name}
-        assert gw.upstream.park_all() == 0
-        assert {each.name for each in sent if not each.is_done} == under_way
-        assert len(redis.parked) == 8
-        assert not message.is_done
-
-
-@in_loop
-async def test_park_all_says_what_redis_did_not_take() -> None:
-    redis = Redis()
-    redis.is_up = False
-    async with gateway(listens=False, redis=redis) as gw:
-        sent = [gw.reports(f"{i}") for i in range(10)]
-        assert gw.upstream.park_all() == 10
-        assert not any(each.is_done for each in sent)
-        redis.is_up = True
-        assert gw.upstream.park_all() == 0
-        assert redis.parked == [each.name for each in sent]
-
-
-@in_loop
-async def test_nothing_is_parked_without_redis() -> None:
-    async with gateway(listens=False) as gw:
-        gw.reports()
-        assert gw.upstream.park_all() == 1
-
-
 @pytest.mark.parametrize("takes", [True, False])
 @in_loop
 async def test_close_parks_what_the_api_has_not_confirmed(takes: bool) -> None:

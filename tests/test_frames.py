@@ -21,6 +21,7 @@ from ws2api.gateway.frames import (
     Answer,
     Closed,
     Event,
+    Fragment,
     FrameReader,
     Message,
     Pong,
@@ -90,12 +91,22 @@ def read(pieces: Iterable[bytes], max_size: int = MIB) -> list[Event]:
     return read_with(FrameReader(max_size), pieces)
 
 
+def test_each_fragment_is_a_place_to_pause() -> None:
+    reader = FrameReader(MIB)
+    reader.feed(b"".join(fragments(Opcode.TEXT, *[b"a"] * 100)))
+    for _ in range(99):
+        assert isinstance(reader.next_event(), Fragment)
+    assert reader.next_event() == Message(TEXT, b"a" * 100)
+    assert reader.next_event() is None
+
+
 def read_with(reader: FrameReader, pieces: Iterable[bytes]) -> list[Event]:
     events: list[Event] = []
     for piece in pieces:
         reader.feed(piece)
         while (event := reader.next_event()) is not None:
-            events.append(event)
+            if not isinstance(event, Fragment):
+                events.append(event)
             if isinstance(event, Closed):
                 return events
     return events

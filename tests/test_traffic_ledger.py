@@ -94,7 +94,6 @@ class TestConnections:
 
     def test_that_nobody_has_seen(self) -> None:
         assert Ledger([make_life()], []).problems
-        Ledger([make_life()], [], may_be_unheard=1).assert_balanced()
 
 
 def received(count: int) -> Stay:

@@ -130,8 +130,6 @@ async def do(step: tuple[str, object], gw: Gateway, ledger: Ledger, redis: Redis
         elif not detail and gw.api.is_open:
             await gw.api.close()
             ledger.api_has_ended()
-    elif what == "park all":
-        gw.upstream.park_all()
     await ledger.settles()
 
 
@@ -144,7 +142,6 @@ steps = st.one_of(
     st.tuples(st.just("stands still"), st.none()),
     st.tuples(st.just("redis"), st.booleans()),
     st.tuples(st.just("api"), st.booleans()),
-    st.tuples(st.just("park all"), st.none()),
 )
 stories = st.lists(steps, min_size=8, max_size=25)
 fates = st.lists(st.sampled_from(FATES), min_size=10, max_size=60)

@@ -108,7 +108,8 @@ def _judge(policy: HandshakePolicy, data: bytes, expected: Head) -> None:
         if name == b"x-forwarded-for":
             assert value.endswith(PEER.encode())
         elif name not in _OWN_FIELDS:
-            assert value == expected.headers[name], name
+            # What was joined with an empty value ends with a blank.
+            assert value == expected.headers[name].strip(b" \t"), name
     response, chosen = policy.accept(handshake, ReplyReader(0))
     answer = read_message(response)
     assert answer.status == 101

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -159,7 +158,6 @@ def build(workers: int) -> Iterator[World]:
         traffic.attach(gateway),
     ):
         traffic.api.behaviour = answer
-        traffic.may_be_unheard = sys.maxsize  # how many it may be, the ledger says
         yield World(gateway, traffic, valkey, to_api, to_redis, workers)
         to_api.restore()
         to_redis.restore()

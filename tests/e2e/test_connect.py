@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness.api import FakeApi, Hold, Raw, Reply
+from harness.api import Answer, Drop, FakeApi, Hold, Raw, Reply
 from harness.gateway import GatewayProcess
 from harness.http_messages import Response, read_response
 from harness.waiting import until
 from harness.ws import Frame, Op, upgrade_request
 
 SECONDS_US = 1_000_000
+CUT_OFF = Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", then_close=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,20 @@ class TestAnswersOfTheApi:
         hold = Hold(Reply("ok"))
         configured_api.on(client_id, "GET", hold)
         assert configured.handshake(client_id).status == 504
+        # It may have accepted all the same: then it must hear of the end.
+        asked = configured_api.wait_for_one(client_id, "GET")
+        told = configured_api.wait_for_one(client_id, "DELETE")
+        assert (told.generation, told.close_code, told.text) == (asked.generation, 1006, "EOF")
         hold.release()
+
+    @pytest.mark.parametrize("answer", [Drop(), Drop(reset=True), CUT_OFF], ids=repr)
+    def test_answer_that_is_lost_is_followed_by_a_disconnect(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str, answer: Answer
+    ) -> None:
+        api.on(client_id, "GET", answer)
+        assert gateway.handshake(client_id).status == 502
+        told = api.wait_for_one(client_id, "DELETE")
+        assert told.generation == api.requests(client_id, "GET")[-1].generation
 
     def test_is_asked_once_even_if_it_fails(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str

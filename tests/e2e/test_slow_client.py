@@ -161,7 +161,7 @@ def assert_takes_turns(flood: Callable[[str], int], client_id: str) -> None:
     them leaves room for more than an exchange or two.
     """
     numbers = itertools.count()
-    until(lambda: flood(f"{client_id}-{next(numbers)}") >= 5, what="others have their turn")
+    until(lambda: flood(f"{client_id}-{next(numbers)}") >= 20, what="others have their turn")
 
 
 class TestFlood:

@@ -50,7 +50,6 @@ class Ledger:
         may_give_up: messages that the gateway may have given up, which the API never processed.
         may_repeat: messages that may have been processed twice.
         may_be_unread: pushes with 200 whose client's connection broke before it read them.
-        may_be_unheard: connects that the API may have accepted without the gateway's hearing it.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Ledger:
         may_give_up: int = 0,
         may_repeat: int = 0,
         may_be_unread: int = 0,
-        may_be_unheard: int = 0,
     ) -> None:
         self._lives = {(life.client_id, life.generation): life for life in lives}
         self._stays = list(stays)
@@ -70,7 +68,6 @@ class Ledger:
         self._may_give_up = may_give_up
         self._may_repeat = may_repeat
         self._may_be_unread = may_be_unread
-        self._may_be_unheard = may_be_unheard
 
     @cached_property
     def messages(self) -> Account:
@@ -80,7 +77,7 @@ class Ledger:
     @cached_property
     def disconnects(self) -> Account:
         """What became of each connection."""
-        return self._settle_disconnects(self._may_be_unheard)
+        return self._settle_disconnects()
 
     @cached_property
     def pushes(self) -> Account:
@@ -153,7 +150,7 @@ class Ledger:
 
     # Connects and disconnects.
 
-    def _settle_disconnects(self, may_be_unheard: int) -> Account:
+    def _settle_disconnects(self) -> Account:
         account = Account("connections")
         stays = {(stay.client_id, stay.generation): stay for stay in self._stays}
         youngest: dict[str, int] = {}
@@ -180,11 +177,8 @@ class Ledger:
                 account.note("replaced (4008)")
             elif youngest[life.client_id] > life.generation:
                 account.note("came back before its end was reported")
-            elif stay is None and may_be_unheard:
-                account.note("accepted, answer lost")
             else:
                 account.note("no DELETE", who, stay, problem=True)
-        account.limit("accepted, answer lost", may_be_unheard)
         return account
 
     # Pushes.

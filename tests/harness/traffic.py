@@ -31,8 +31,6 @@ class Traffic:
         self.thread = self._stack.enter_context(LoopThread("traffic"))
         self.api = TrafficApi(self.thread)
         self._stack.callback(self.api.end)
-        self.may_be_unheard = 0
-        """Connects whose acceptance may have been lost, of which no DELETE is waited for."""
         self.fleet: Fleet
         self.pusher: Pusher
 
@@ -77,7 +75,7 @@ class Traffic:
         """Name the connections that have ended without a DELETE; replaced ones do not count."""
 
         def find() -> list[str]:
-            ledger = self._compare({"may_be_unheard": self.may_be_unheard})
+            ledger = self._compare({})
             problems = ledger.disconnects.problems
             return [problem for problem in problems if problem.startswith("no DELETE")]
 
