@@ -61,7 +61,7 @@ set_up_venv() {
         say "making a virtualenv in ${venv#"$PWD"/}"
         "$python" -m venv --clear "$venv"
     fi
-    say "installing ws2api${extra:+ and what its ${extra}s need}; this takes a minute the first time"
+    say "installing ws2api${extra:+ and what scripts/${extra} needs}; this takes a minute the first time"
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
         --editable "$root${extra:+[$extra]}" ||
         die "pip could not install the package; its message is above"
