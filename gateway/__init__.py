@@ -1,1 +1,11 @@
-"""One worker: WebSockets on one side, plain HTTP requests to the API on the other."""
+"""One worker: WebSockets on one side, plain HTTP requests to the API on the other.
+
+The way of a client: `admission` (through `handshake` and `gate`), then `client`, which joins the
+socket to the `session`; its id stands in the `registry`, its end in the `outbox`.
+
+The way of its message: `client` reads it with `frames`, `session` puts it in its order, `upstream`
+sends it on a connection of `connection_pool`, or lets it wait in the `line` while `breaker` says
+so; `api_connection` reads the answer with `http_wire`, and it goes back the same way.
+
+The way of a push: `push` reads it, `router` finds the client here or hands it to the `bus`.
+"""

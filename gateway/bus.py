@@ -17,7 +17,7 @@ from . import counters as c
 from . import outcomes
 from .ask import Ask
 from .envelope import CONFIRM, PROBE, REPLACED, Envelope, decode, pack
-from .redis_link import RedisLink, Reply, Script
+from .redis_link import RedisLink, Reply, Script, ignore
 from .sweeper import Sweeper
 
 # Names per call of the script: MGET takes two keys for each, and Lua unpacks some thousands.
@@ -230,7 +230,7 @@ class Bus:
         outgoing, self._outgoing = self._outgoing, []
         confirmations, self._confirmations = self._confirmations, {}
         for source, wires in confirmations.items():
-            self._link.send(_ignore, b"PUBLISH", self._prefix + b"w:" + source, b"".join(wires))
+            self._link.send(ignore, b"PUBLISH", self._prefix + b"w:" + source, b"".join(wires))
         batch: list[_Outgoing] = []
         size = 0
         for entry in outgoing:
@@ -299,7 +299,3 @@ class Bus:
             ask = self._settle(deadlines.popleft()[1])
             if ask is not None:
                 ask.finish(outcomes.TIMEOUT, b"")
-
-
-def _ignore(reply: Reply) -> None:
-    """Take a reply that tells nothing."""

@@ -24,7 +24,7 @@ stream to one reaper.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from .redis_link import Script
 
@@ -39,6 +39,19 @@ RENEW_EVERY_S: Final = 3.0
 
 WORKER_LOST: Final = "worker lost"
 """Reason that the API is told of a connection that ended with its worker; the code is 1006."""
+
+
+class Connection(Protocol):
+    """Be a connection that Redis knows."""
+
+    client_id: bytes
+    generation: int
+
+
+def entry(connection: Connection) -> bytes:
+    """Return how the sets and hashes here name a connection: "<id> <generation>"."""
+    return b"%b %d" % (connection.client_id, connection.generation)
+
 
 # Entries that one call of TAKE_OVER looks at in each of the three keys; Redis does nothing else for
 # 3 ms for that many.

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from .disconnects import PARK, TAKE_OVER
-from .redis_link import RedisLink, Reply, scan
+from .disconnects import entry as entry_of
+from .redis_link import RedisLink, Reply, ignore, scan
 
 _BATCH: Final = 500
 
@@ -65,18 +66,18 @@ class Outbox:
         """Strike off an end that the API has heard of."""
         if not self._settled:
             self._call_soon(self._strike_off)
-        self._settled.append(_entry(departed))
+        self._settled.append(entry_of(departed))
 
     def _strike_off(self) -> None:
         settled, self._settled = self._settled, []
         for start in range(0, len(settled), _BATCH):
-            self._link.send(_ignore, b"HDEL", self._key, *settled[start : start + _BATCH])
+            self._link.send(ignore, b"HDEL", self._key, *settled[start : start + _BATCH])
 
     def park(self, departed: Departed) -> bool:
         """Leave an end to the reapers; False while Redis is away, so that nobody could find it."""
         if not self._link.is_up:
             return False
-        entry, end = _entry(departed), _end(departed)
+        entry, end = entry_of(departed), _end(departed)
         self._parking[entry] = end
         self._park(entry, end)
         return True
@@ -105,14 +106,14 @@ class Outbox:
         for departed in owed():
             _, _, code, reason = _end(departed)
             value = b"%d %b" % (code, reason)
-            self._link.send(_ignore, b"HSET", self._key, _entry(departed), value)
+            self._link.send(ignore, b"HSET", self._key, entry_of(departed), value)
         for entry, end in list(self._parking.items()):
             self._park(entry, end)
         async for entries in scan(self._link, b"HSCAN", self._key):
-            here = {_entry(departed) for departed in owed()}
+            here = {entry_of(departed) for departed in owed()}
             for entry in entries[::2]:
                 if entry not in here and entry not in self._parking:
-                    self._link.send(_ignore, b"HDEL", self._key, entry)
+                    self._link.send(ignore, b"HDEL", self._key, entry)
 
     async def hand_over(self) -> int:
         """Leave all that stands in Redis for this worker to the reapers; return how much it was.
@@ -139,14 +140,6 @@ class Outbox:
         return count
 
 
-def _entry(departed: Departed) -> bytes:
-    return b"%b %d" % (departed.client_id, departed.generation)
-
-
 def _end(departed: Departed) -> _End:
     reason = (departed.close_reason or "").encode()
     return departed.client_id, departed.generation, departed.close_code, reason
-
-
-def _ignore(reply: Reply) -> None:
-    """Take a reply that tells nothing."""

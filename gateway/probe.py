@@ -14,7 +14,7 @@ import structlog
 
 from . import counters as c
 from .envelope import PROBE, Envelope, pack
-from .redis_link import RedisLink, Reply
+from .redis_link import RedisLink, ignore
 from .sweeper import Sweeper
 
 _INTERVAL_S: Final = 2.0
@@ -73,7 +73,7 @@ class Probe:
         self._next_at = now + _INTERVAL_S
         self._missing += 1
         wire = pack(PROBE, 0, b"", b"", _now_us(), 0, b"")
-        self._link.send(_ignore, b"PUBLISH", self._channel, wire)
+        self._link.send(ignore, b"PUBLISH", self._channel, wire)
 
     def _on_tick(self, now: float) -> None:
         if not self._is_open or now < self._next_at:
@@ -88,7 +88,3 @@ class Probe:
 
 def _now_us() -> int:
     return time.monotonic_ns() // 1000
-
-
-def _ignore(reply: Reply) -> None:
-    """Take a reply that tells nothing."""

@@ -230,7 +230,7 @@ class RedisLink(asyncio.Protocol):
                 self._transport.abort()
         elif now - self._pinged_at > _PING_INTERVAL_S:
             self._pinged_at = now
-            self._append(_ignore, (b"PING",))
+            self._append(ignore, (b"PING",))
 
     # Connecting.
 
@@ -325,5 +325,5 @@ async def scan(link: RedisLink, command: bytes, key: bytes) -> AsyncIterator[lis
             return
 
 
-def _ignore(reply: Reply) -> None:
+def ignore(reply: Reply) -> None:
     """Take a reply that tells nothing."""

@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
+from .disconnects import entry
 from .envelope import REPLACED, Envelope, encode
-from .redis_link import RedisLink, Reply, Script, scan
+from .redis_link import RedisLink, Reply, Script, ignore, scan
 
 _PENDING_MARGIN_S: Final = 30
 _BATCH: Final = 500
@@ -166,7 +167,7 @@ class Registry:
 
     def _mark_again(self, client_id: bytes, generation: int) -> None:
         self._link.send(
-            _ignore,
+            ignore,
             b"SET",
             self._prefix + b"p:" + client_id,
             b"%b %d" % (self._worker, generation),
@@ -176,7 +177,7 @@ class Registry:
 
     def withdraw(self, client_id: bytes, generation: int) -> None:
         """Take the mark away again: the connect came to nothing."""
-        self._call(_ignore, _WITHDRAW, self._worker, client_id, generation)
+        self._call(ignore, _WITHDRAW, self._worker, client_id, generation)
 
     def claim(self, client_id: bytes, generation: int, claimant: Claimant) -> None:
         """Hold an id from now on; a connection of it elsewhere is told that it is replaced."""
@@ -264,18 +265,18 @@ class Registry:
             if claimant.generation:
                 self._mark_again(claimant.client_id, claimant.generation)
         for claimant in deciding():
-            self._link.send(_ignore, b"SADD", self._asking, _mark(claimant))
+            self._link.send(ignore, b"SADD", self._asking, entry(claimant))
         async for entries in scan(self._link, b"HSCAN", self._prefix + b"w:" + self._worker):
             for client_id, generation in zip(entries[::2], entries[1::2], strict=True):
                 client = clients.get(client_id)
                 if client is None or client.generation != int(generation):
-                    self._call(_ignore, _RELEASE, self._worker, client_id, generation, 0, b"")
+                    self._call(ignore, _RELEASE, self._worker, client_id, generation, 0, b"")
         async for marks in scan(self._link, b"SSCAN", self._asking):
-            here = {_mark(claimant) for claimant in deciding()}
+            here = {entry(claimant) for claimant in deciding()}
             for mark in marks:
                 if mark not in here:
                     client_id, _, generation = mark.partition(b" ")
-                    self._call(_ignore, _WITHDRAW, self._worker, client_id, generation)
+                    self._call(ignore, _WITHDRAW, self._worker, client_id, generation)
 
     @property
     def _asking(self) -> bytes:
@@ -283,11 +284,3 @@ class Registry:
 
     def _call(self, callback: Callable[[Any], None], script: Script, *rest: bytes | int) -> None:
         self._link.call(callback, script, self._prefix, *rest)
-
-
-def _mark(claimant: Claimant) -> bytes:
-    return b"%b %d" % (claimant.client_id, claimant.generation)
-
-
-def _ignore(reply: Reply) -> None:
-    """Take a reply that tells nothing."""

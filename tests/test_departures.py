@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import structlog
+from harness.looping import in_loop
 from harness.upstream import (
     API_TIMEOUT_S,
     TICK_S,
     Gateway,
     Redis,
     gateway,
-    in_loop,
 )
 from ws2api.gateway import counters as c
 from ws2api.gateway import departures

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import hiredis
 import pytest
 import structlog
-import uvloop
 from harness.certificates import Certificate, make_certificate
+from harness.looping import Clock, holds, in_loop
 from harness.valkey import ValkeyProcess
 from harness.waiting import until
 from redis import Redis
@@ -32,48 +31,6 @@ PING_INTERVAL_S = 2.0
 TICK_S = 0.1
 
 ECHO = Script("return {KEYS[1], ARGV[1]}")
-
-Test = Callable[..., Coroutine[Any, Any, None]]
-
-
-def in_loop(test: Test) -> Callable[..., None]:
-    """Run a test inside a loop, in time, and let no exception get lost there."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, context: complaints.append(context))
-            async with asyncio.timeout(DEADLINE_S):
-                await test(*args, **kwargs)
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-        assert not complaints
-
-    return run
-
-
-class Clock:
-    """Be the loop that a sweeper sees: time goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._tick: Callable[[], None] | None = None
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        self._tick = callback
-
-    def advance(self, seconds: float) -> None:
-        assert self._tick is not None
-        for _ in range(round(seconds / TICK_S)):
-            self.now += TICK_S
-            self._tick()
 
 
 class Server:
@@ -182,12 +139,6 @@ class Link:
     async def has_replies(self, count: int) -> list[Reply]:
         await holds(lambda: len(self.replies) >= count)
         return self.replies
-
-
-async def holds(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    while not condition():
-        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import cast
 
 import pytest
-import uvloop
+from harness.looping import holds, in_loop
 from harness.valkey import ValkeyProcess
 from harness.waiting import until
 from hypothesis import given, settings
@@ -31,34 +30,7 @@ PREFIX = "test:"
 # More than one batch, and more than one round of clearing.
 MANY = 2_100
 
-Test = Callable[..., Coroutine[Any, Any, None]]
 Event = str | tuple[str, bool]
-
-
-def in_loop(test: Test) -> Callable[..., None]:
-    """Run a test inside a loop, in time, and let no exception get lost there."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, context: complaints.append(context))
-            async with asyncio.timeout(DEADLINE_S):
-                await test(*args, **kwargs)
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-        assert not complaints
-
-    return run
-
-
-async def holds(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    while not condition():
-        await asyncio.sleep(0)
 
 
 class Server:

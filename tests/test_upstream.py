@@ -7,6 +7,7 @@ import contextlib
 import socket
 
 import pytest
+from harness.looping import in_loop
 from harness.upstream import (
     API_TIMEOUT_S,
     IDLE_LIMIT_S,
@@ -15,7 +16,6 @@ from harness.upstream import (
     Gateway,
     Sent,
     gateway,
-    in_loop,
 )
 from ws2api.gateway import counters as c
 from ws2api.gateway.errors import (

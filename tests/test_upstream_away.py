@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import structlog
+from harness.looping import in_loop
 from harness.upstream import (
     API_TIMEOUT_S,
     TICK_S,
@@ -13,7 +14,6 @@ from harness.upstream import (
     Gateway,
     Sent,
     gateway,
-    in_loop,
 )
 from ws2api.gateway import counters as c
 from ws2api.gateway.breaker import CLOSED, FAILURES_TO_OPEN, HALF_OPEN, MAX_PAUSE_S, OPEN
@@ -579,7 +579,7 @@ async def test_answers_that_lay_unread_while_the_process_stood_still_count() -> 
         sent = gw.posts()
         request = await gw.api.next()
         request.answers(200, b"in time")
-        gw.clock.stands_still(API_TIMEOUT_S + 5)
+        gw.clock.stall(API_TIMEOUT_S + 5)
         await sent.is_answered(200, b"in time")
 
 
@@ -588,7 +588,7 @@ async def test_what_is_late_all_the_same_fails_at_the_next_tick() -> None:
     async with gateway(api_max_connections=1) as gw:
         sent = [gw.posts("under-way"), gw.posts("in-line")]
         await gw.api.next()
-        gw.clock.stands_still(API_TIMEOUT_S + 5)
+        gw.clock.stall(API_TIMEOUT_S + 5)
         assert not any(each.is_done for each in sent)
         gw.advance(TICK_S)
         for each in sent:

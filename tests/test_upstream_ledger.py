@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from harness.upstream import TICK_S, Arrived, Gateway, Redis, Sent, gateway, in_loop
+from harness.looping import in_loop
+from harness.upstream import TICK_S, Arrived, Gateway, Redis, Sent, gateway
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ws2api.gateway import counters as c
@@ -121,7 +122,7 @@ async def do(step: tuple[str, object], gw: Gateway, ledger: Ledger, redis: Redis
         assert isinstance(detail, float)
         await ledger.passes(detail)
     elif what == "stands still":
-        gw.clock.stands_still(API_TIMEOUT_S + 2)
+        gw.clock.stall(API_TIMEOUT_S + 2)
     elif what == "redis":
         redis.is_up = bool(detail)
     elif what == "api":

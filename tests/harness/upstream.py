@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, cast
 
-import uvloop
 from ws2api.gateway import counters as c
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.errors import ApiError
@@ -20,7 +18,7 @@ from ws2api.gateway.settings import Settings
 from ws2api.gateway.sweeper import Sweeper
 from ws2api.gateway.upstream import Upstream
 
-from .waiting import DEADLINE_S
+from .looping import Clock
 
 API_TIMEOUT_S = 10.0
 IDLE_LIMIT_S = 50.0
@@ -30,54 +28,6 @@ LONGEST_BACKOFF_S = 2.0
 MAX_REPLY_BYTES = 1000
 
 METHODS = {CONNECT: "GET", MESSAGE: "POST", DISCONNECT: "DELETE"}
-
-Test = Callable[..., Coroutine[Any, Any, None]]
-
-
-def in_loop(test: Test) -> Callable[..., None]:
-    """Run a test inside a loop, in time, and let no exception get lost there."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, context: complaints.append(context))
-            async with asyncio.timeout(DEADLINE_S):
-                await test(*args, **kwargs)
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-        assert not complaints
-
-    return run
-
-
-class Clock:
-    """Be the loop that a sweeper sees: time goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._tick: Callable[[], None] | None = None
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        self._tick = callback
-
-    def stands_still(self, seconds: float) -> None:
-        """Let time go by in which nothing happens, and then one tick."""
-        self.now += seconds - TICK_S
-        self.advance(TICK_S)
-
-    def advance(self, seconds: float) -> None:
-        """Let time go by, one tick after the other."""
-        assert self._tick is not None
-        for _ in range(round(seconds / TICK_S)):
-            self.now += TICK_S
-            self._tick()
 
 
 # The API.
