@@ -7,8 +7,8 @@ from typing import Protocol, cast
 
 import httptools
 
-from .exchange import CONNECT, Exchange
-from .http_wire import ReplyReader, ReplyTooLarge
+from .exchange import CONNECT, MESSAGE, Exchange
+from .http_wire import KnownHeads, ReplyReader, ReplyTooLarge
 
 
 class Pool(Protocol):
@@ -31,16 +31,15 @@ class Pool(Protocol):
 class ApiConnection(asyncio.Protocol):
     """Carry one exchange at a time over one connection to the API."""
 
-    def __init__(self, pool: Pool, max_reply_size: int) -> None:
+    def __init__(self, pool: Pool, max_reply_size: int, known: KnownHeads | None = None) -> None:
         self._pool = pool
-        self._reply = ReplyReader(max_reply_size)
+        self._reply = ReplyReader(max_reply_size, known)
         self.transport: asyncio.Transport | None = None
         self.exchange: Exchange | None = None
         self.sent_at = 0.0
         """Clock at which the exchange was sent, or at which the connection fell idle."""
         self.was_idle = False
         """Whether the connection has waited for something to do, or served before."""
-        self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be ready to send."""
@@ -51,8 +50,8 @@ class ApiConnection(asyncio.Protocol):
         assert self.transport is not None
         self.exchange = exchange
         self.sent_at = now
-        self._answered = False
-        self._reply.expect(want_headers=exchange.event == CONNECT)
+        if exchange.event != MESSAGE or not self._reply.is_fresh:
+            self._reply.expect(want_headers=exchange.event == CONNECT)
         exchange.attempts += 1
         self.transport.write(exchange.wire)
 
@@ -62,8 +61,13 @@ class ApiConnection(asyncio.Protocol):
         if exchange is None:
             self.abort()  # bytes that nobody asked for
             return
-        self._answered = True
         reply = self._reply
+        if reply.is_fresh and exchange.event == MESSAGE and reply.recognise(data):
+            self.exchange = None
+            self.was_idle = True
+            self._pool.on_reply(self, exchange, reply)
+            reply.body = b""  # an idle connection must not keep it
+            return
         try:
             reply.feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, ReplyTooLarge) as error:
@@ -74,6 +78,8 @@ class ApiConnection(asyncio.Protocol):
                 return
             reply.keep_alive = False
         if reply.complete:
+            if exchange.event == MESSAGE:
+                reply.remember(data)
             self.exchange = None
             self.was_idle = True
             self._pool.on_reply(self, exchange, reply)
@@ -92,7 +98,7 @@ class ApiConnection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         # A server may close an idle connection in the very moment in which it is used again
         # (RFC 9112, 9.3.1): nothing of the answer was seen, so nothing was lost by it.
-        closed_while_idle = self.was_idle and not self._answered
+        closed_while_idle = self.was_idle and self._reply.is_fresh
         self._reply.close()
         self._pool.on_connection_lost(self, exchange, closed_while_idle)
 

@@ -30,7 +30,6 @@ from .frames import (
     decode_whole,
     is_utf8,
 )
-from .http_wire import ReplyReader
 from .hub import Hub
 from .session import (
     ABNORMAL,
@@ -218,12 +217,6 @@ class Client(Admission, asyncio.Protocol):
         if exchange.event != CONNECT:
             self._complain(exchange, str(error))
         super().on_failure(exchange, error)
-
-    def on_reply(self, exchange: Exchange, reply: ReplyReader) -> None:
-        """Note an answer that the contract does not know; the connection stays."""
-        if exchange.event == MESSAGE and reply.status != 200 and reply.status != 204:
-            self._complain(exchange, f"status {reply.status}")
-        super().on_reply(exchange, reply)
 
     def _complain(self, exchange: Exchange, error: str) -> None:
         what = "message" if exchange.event == MESSAGE else "disconnect"

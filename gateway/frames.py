@@ -35,6 +35,9 @@ _SMALL_OVERHEAD: Final = 6
 _SMALL_LIMIT: Final = 125
 _MEDIUM_OVERHEAD: Final = 8
 _LARGE_OVERHEAD: Final = 14
+# The headers of unmasked frames, by length of the payload.
+_SMALL_TEXT_HEADS: Final = [bytes((TEXT, length)) for length in range(_SMALL_LIMIT + 1)]
+_SMALL_BINARY_HEADS: Final = [bytes((BINARY, length)) for length in range(_SMALL_LIMIT + 1)]
 # A message of many tiny or empty fragments costs work that its size does not show; 1 MiB in
 # fragments of 64 bytes is still let through.
 _MAX_FRAGMENTS: Final = 16_384
@@ -110,7 +113,8 @@ def encode(first_byte: int, payload: bytes) -> bytes:
     """Return one final, unmasked frame; `first_byte` is TEXT or BINARY."""
     length = len(payload)
     if length <= _SMALL_LIMIT:
-        return bytes((first_byte, length)) + payload
+        heads = _SMALL_TEXT_HEADS if first_byte == TEXT else _SMALL_BINARY_HEADS
+        return heads[length] + payload
     if length < 65536:
         return struct.pack("!BBH", first_byte, 126, length) + payload
     return struct.pack("!BBQ", first_byte, 127, length) + payload
@@ -338,6 +342,8 @@ class FrameReader:
 
 def is_utf8(payload: bytes) -> bool:
     """Tell whether a text message is well-formed (RFC 6455, 8.1)."""
+    if payload.isascii():
+        return True
     try:
         payload.decode()
     except UnicodeDecodeError:

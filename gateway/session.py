@@ -167,6 +167,10 @@ class Session:
         """Note that the API has heard of the end."""
         raise NotImplementedError
 
+    def _complain(self, exchange: Exchange, error: str) -> None:
+        """Tell the operator what became of a message or a disconnect; the connection stays."""
+        raise NotImplementedError
+
     # Events of the connect.
 
     def on_announced(self, generation: int | None = None) -> None:
@@ -211,9 +215,12 @@ class Session:
         """Take the API's answer to a connect, a message or a disconnect."""
         if exchange.event == MESSAGE:
             self.in_flight -= 1
-            body = reply.body
-            if body and reply.status == 200 and self.state == OPEN:
-                self._reply_back(reply.is_text, body)
+            if reply.status == 200:
+                body = reply.body
+                if body and self.state == OPEN:
+                    self._reply_back(reply.is_text, body)
+            elif reply.status != 204:
+                self._complain(exchange, f"status {reply.status}")
             self._proceed()
         elif exchange.event == CONNECT:
             if not self._judge(reply):

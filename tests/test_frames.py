@@ -548,7 +548,7 @@ def test_close_without_a_code() -> None:
 
 def test_close_inside_a_fragmented_message_is_clean() -> None:
     events = read([frame(Opcode.TEXT, b"never to be fin", fin=False), close(1000, "changed mind")])
-    assert events == [Closed(1000, "changed mind", encode(0x88, b"\x03\xe8changed mind"), False)]
+    assert events == [Closed(1000, "changed mind", b"\x88\x0e\x03\xe8changed mind", False)]
 
 
 def test_bytes_behind_the_close_are_dropped() -> None:

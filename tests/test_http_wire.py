@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ws2api.gateway.http_wire import (
     MAX_REPLY_HEAD_BYTES,
+    KnownHeads,
     ReplyReader,
     ReplyTooLarge,
     RequestEncoder,
@@ -161,6 +162,20 @@ class Scripted(NamedTuple):
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+FIELDS = [
+    b"Content-Length: 2\r\n",
+    b"Content-Length: 9\r\n",
+    b"Content-Length: 0\r\n",
+    b"Content-Type: application/octet-stream\r\n",
+    b"Content-Type: text/html\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"Connection: keep-alive\r\n",
+    b"Retry-After: 3\r\n",
+    b"Set-Cookie: a=b\r\n",
+]
 
 
 def seen(reader: ReplyReader) -> Reply:
@@ -414,6 +429,130 @@ def test_closed_reader_is_no_garbage() -> None:
         assert freed
     finally:
         gc.enable()
+
+
+# Known heads.
+
+
+def recognise(data: bytes, known: KnownHeads) -> Reply | None:
+    reader = ReplyReader(MAX_BODY_BYTES, known)
+    if not reader.recognise(data):
+        return None
+    return Reply(reader.status, reader.body, keep_alive=reader.keep_alive)
+
+
+def heads_of(*wires: bytes) -> KnownHeads:
+    """Return what becomes known by reading the replies, each on a connection of its own."""
+    known: KnownHeads = {}
+    for wire in wires:
+        reader = ReplyReader(MAX_BODY_BYTES, known)
+        reader.expect(want_headers=False)
+        reader.feed(wire)
+        reader.remember(wire)
+    return known
+
+
+PLAIN = OK + b"Date: now\r\nContent-Length: 2\r\n\r\n"
+
+
+def test_head_that_was_read_is_recognised() -> None:
+    known = heads_of(PLAIN + b"ok")
+    assert recognise(PLAIN + b"no", known) == Reply(200, b"no")
+
+
+@pytest.mark.parametrize(
+    "type_", [b"text/plain", b"application/octet-stream", b"APPLICATION/octet-stream; a"]
+)
+def test_recognised_reply_has_the_type_of_the_one_that_was_read(type_: bytes) -> None:
+    wire = OK + b"content-type: %b\r\nContent-Length: 2\r\n\r\nok" % type_
+    reader = ReplyReader(MAX_BODY_BYTES, heads_of(wire))
+    assert reader.recognise(wire)
+    assert reader.is_text == read(wire).is_text == (type_ == b"text/plain")
+
+
+def test_reply_without_a_body_is_recognised() -> None:
+    wire = b"HTTP/1.1 204 No Content\r\nDate: now\r\n\r\n"
+    assert recognise(wire, heads_of(wire)) == Reply(204, b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN,
+        PLAIN + b"o",
+        PLAIN + b"ok!",
+        PLAIN[:-2] + b"ok",
+        PLAIN[:-4],
+        PLAIN.replace(b"now", b"NOW") + b"ok",
+        PLAIN.replace(b"\r\n", b"\n") + b"ok",
+        b"\r\n" + PLAIN + b"ok",
+        b"",
+    ],
+)
+def test_what_is_not_the_same_head_with_a_whole_body_is_left_to_the_parser(data: bytes) -> None:
+    known = heads_of(PLAIN + b"ok")
+    reader = ReplyReader(MAX_BODY_BYTES, known)
+    assert not reader.recognise(data)
+    assert reader.is_fresh
+    assert (reader.status, reader.body) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        CHUNKED + b"2\r\nok\r\n0\r\n\r\n",
+        CHUNKED + b"0\r\n\r\n",
+        OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN + b"ok",
+    ],
+)
+def test_head_of_a_reply_that_is_not_plain_is_not_kept(wire: bytes) -> None:
+    assert heads_of(wire) == {}
+
+
+def test_head_of_a_reply_in_pieces_is_not_kept() -> None:
+    known: KnownHeads = {}
+    reader = ReplyReader(MAX_BODY_BYTES, known)
+    reader.expect(want_headers=False)
+    feed(reader, [PLAIN[:9], PLAIN[9:] + b"ok"])
+    reader.remember(PLAIN[9:] + b"ok")
+    assert known == {}
+
+
+def test_known_heads_are_bounded() -> None:
+    wires = [PLAIN.replace(b"now", b"%d" % i) + b"ok" for i in range(1_000)]
+    known = heads_of(*wires)
+    assert 0 < len(known) <= 256
+    assert recognise(wires[-1], known) == Reply(200, b"ok")
+
+
+@given(
+    fields=st.lists(st.sampled_from(FIELDS), max_size=4),
+    bodies=st.tuples(st.binary(max_size=9), st.binary(max_size=9)),
+    status=st.sampled_from([b"200 OK", b"204 No Content", b"404 No", b"200"]),
+)
+def test_what_is_recognised_is_what_the_parser_reads(
+    fields: list[bytes], bodies: tuple[bytes, bytes], status: bytes
+) -> None:
+    head = b"HTTP/1.1 " + status + b"\r\n" + b"".join(fields) + b"\r\n"
+    known: KnownHeads = {}
+    first = ReplyReader(MAX_BODY_BYTES, known)
+    first.expect(want_headers=False)
+    try:
+        first.feed(head + bodies[0])
+    except (httptools.HttpParserError, ReplyTooLarge):
+        return
+    if first.complete:
+        first.remember(head + bodies[0])
+    again = ReplyReader(MAX_BODY_BYTES, known)
+    if again.recognise(head + bodies[1]):
+        parsed = read(head + bodies[1])
+        assert parsed.complete
+        for name in ("status", "body", "is_text", "keep_alive"):
+            assert getattr(again, name) == getattr(parsed, name)
 
 
 # Statuses that do not exist.

@@ -64,6 +64,7 @@ class Recorder(Session):
         self.reading = True
         self._releases_at_once = releases_at_once
         self.settled = 0
+        self.complaints: list[str] = []
 
     def taken(self) -> list[Action]:
         """Return the actions since this was called last."""
@@ -125,6 +126,9 @@ class Recorder(Session):
 
     def _settle(self) -> None:
         self.settled += 1
+
+    def _complain(self, exchange: Exchange, error: str) -> None:
+        self.complaints.append(error)
 
     # What happens to it.
 
@@ -1274,3 +1278,16 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(deadline=None, max_examples=120, stateful_step_count=30)
 TestLife = Life.TestCase
+
+
+@pytest.mark.parametrize(
+    ("status", "complaints"), [(200, []), (204, []), (201, ["status 201"]), (500, ["status 500"])]
+)
+def test_answer_that_the_contract_does_not_know_is_told_to_the_operator(
+    status: int, complaints: list[str]
+) -> None:
+    session = opened()
+    session.receives(b"a")
+    session.is_answered(MESSAGE, status)
+    assert session.complaints == complaints
+    assert session.state == OPEN
