@@ -342,8 +342,6 @@ class FrameReader:
 
 def is_utf8(payload: bytes) -> bool:
     """Tell whether a text message is well-formed (RFC 6455, 8.1)."""
-    if payload.isascii():
-        return True
     try:
         payload.decode()
     except UnicodeDecodeError:

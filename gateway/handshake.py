@@ -22,7 +22,9 @@ MAX_HEADERS: Final = 100
 
 # Unreserved or percent-encoded characters, RFC 3986, 2.1 and 2.3: they mean the same in every
 # framework's router and in every proxy's access rule.
-_CLIENT_ID: Final = re.compile(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+")
+MAX_CLIENT_ID_BYTES: Final = 255
+CLIENT_ID_PATTERN: Final = rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+"
+_CLIENT_ID: Final = re.compile(CLIENT_ID_PATTERN)
 _QUERY: Final = re.compile(rb"[!-~]*")
 _FIELD_VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
@@ -60,8 +62,8 @@ def check_client_id(client_id: bytes) -> None:
     """
     if not client_id:
         raise HandshakeError("the path names no client id")
-    if len(client_id) > 255:
-        raise HandshakeError("the client id is longer than 255 bytes")
+    if len(client_id) > MAX_CLIENT_ID_BYTES:
+        raise HandshakeError(f"the client id is longer than {MAX_CLIENT_ID_BYTES} bytes")
     if client_id in (b".", b".."):
         raise HandshakeError("a client id may not be . or ..")
     if client_id.startswith(b"@"):

@@ -16,6 +16,7 @@ _TEXT_TYPE: Final = b"text/plain; charset=utf-8"
 _BINARY_TYPE: Final = b"application/octet-stream"
 # Heads that are kept at the same time: an API writes few different ones within a second.
 _MOST_KNOWN_HEADS: Final = 256
+_MAX_KNOWN_HEAD_BYTES: Final = 4_096
 
 
 class ReplyTooLarge(Exception):
@@ -185,7 +186,8 @@ class ReplyReader:
         if (self.status != 200 and self.status != 204) or not self.keep_alive or self._fed_size:
             return
         head, _, body = data.partition(b"\r\n\r\n")
-        if body != self.body:  # it was chunked, or an interim reply came first
+        # Another body means that it was chunked, or that an interim reply came first.
+        if body != self.body or len(head) > _MAX_KNOWN_HEAD_BYTES:
             return
         if len(self._known) >= _MOST_KNOWN_HEADS:
             self._known.clear()

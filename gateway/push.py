@@ -10,7 +10,7 @@ import asyncio
 import hmac
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 from urllib.parse import parse_qs
 
@@ -23,6 +23,7 @@ from .errors import HandshakeError
 from .frames import BINARY, TEXT, is_utf8
 from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, split_target
 from .http_wire import MAX_FRAMING
+from .known_fields import KnownFields
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
@@ -51,6 +52,7 @@ class PushHub:
     totals: Callable[[], bytes]
     """Return the plain counters for GET /."""
     connections: set[PushConnection]
+    known: KnownFields = field(default_factory=KnownFields)
 
 
 class _Refused(Exception):
@@ -63,7 +65,7 @@ class PushRequest(Ask):
     __slots__ = ("_connection", "answer", "wants_no_body")
 
     def __init__(self, connection: PushConnection) -> None:
-        super().__init__()
+        Ask.__init__(self)
         self._connection = connection
         self.answer = b""
         """The whole HTTP answer; empty until the outcome is known."""
@@ -99,6 +101,10 @@ class PushConnection(asyncio.Protocol):
         self._lingers = self._ended = False
         # True while data_received runs: answers of one packet are written together.
         self._reading = False
+        # True while no request is under way, and none that the parser must see the rest of.
+        self._is_between = True
+        # The last push in the packet that is being read, if its fields are worth knowing.
+        self._plain_push: PushRequest | None = None
         # The request under way.
         self._url = b""
         self._type = b""
@@ -135,10 +141,17 @@ class PushConnection(asyncio.Protocol):
         """Parse, route, and write what could be answered at once."""
         if self._closing:
             return
-        self._active_at = self._hub.sweeper.now
+        hub = self._hub
+        self._active_at = hub.sweeper.now
+        if self._is_between and (push := hub.known.read(data)) is not None:
+            request = PushRequest(self)
+            request.client_id, request.code, request.payload = push
+            self._admit(request)
+            hub.route(request)
+            return
         self._reading = True
         try:
-            self._parse(data)
+            self._read(data)
         except (httptools.HttpParserError, _Refused):
             if not self._closing:
                 refused = self._refused
@@ -148,6 +161,16 @@ class PushConnection(asyncio.Protocol):
         finally:
             self._reading = False
         self.write_answers()
+
+    def _read(self, data: bytes) -> None:
+        """Parse; learn the fields of a plain push that is all there is in a packet."""
+        was_between = self._is_between
+        self._plain_push = None
+        self._parse(data)
+        push = self._plain_push
+        if push is not None and was_between and self._is_between:
+            self._hub.known.remember(data, push.code, push.payload)
+        self._plain_push = None
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser, but for the body of a request that offers an upgrade.
@@ -239,6 +262,7 @@ class PushConnection(asyncio.Protocol):
     # Called by httptools.
 
     def on_message_begin(self) -> None:
+        self._is_between = False
         self._url = self._type = self._authorization = b""
         self._generation = None
         self._expects_continue = self._is_chunked = False
@@ -307,6 +331,7 @@ class PushConnection(asyncio.Protocol):
     def _complete(self) -> None:
         """Route a request that is whole."""
         self._is_chunked = False
+        self._is_between = True
         if self._closing:
             return
         method = self._parser.get_method()
@@ -316,9 +341,7 @@ class PushConnection(asyncio.Protocol):
             self._closing = self._lingers = True  # RFC 9112, 9.6
         request = PushRequest(self)
         request.wants_no_body = method == b"HEAD"  # RFC 9110, 9.3.2
-        self._pending.append(request)
-        if len(self._pending) >= _MAX_PIPELINED and self._transport is not None:
-            self._transport.pause_reading()
+        self._admit(request)
         if self._shows_totals and method == b"GET" and self._url == b"/":
             request.finish(outcomes.OK, self._hub.totals())
             return
@@ -326,8 +349,26 @@ class PushConnection(asyncio.Protocol):
         self._body = b""  # an idle connection must not keep it
         if refused is not None:
             request.finish(*refused)
-        else:
-            self._hub.route(request)
+            return
+        if method == b"POST" and self._is_plain():
+            self._plain_push = request
+        self._hub.route(request)
+
+    def _is_plain(self) -> bool:
+        """Tell whether a push says nothing but where to, what, and of which type."""
+        return (
+            self._generation is None
+            and not self._expects_continue
+            and not self._closing
+            and not self._parser.should_upgrade()
+            and self._parser.get_http_version() == "1.1"
+        )
+
+    def _admit(self, request: PushRequest) -> None:
+        """Give a request its place in the order of the answers."""
+        self._pending.append(request)
+        if len(self._pending) >= _MAX_PIPELINED and self._transport is not None:
+            self._transport.pause_reading()
 
     def _count(self, size: int) -> None:
         self._head_size += size

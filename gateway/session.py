@@ -221,7 +221,8 @@ class Session:
                     self._reply_back(reply.is_text, body)
             elif reply.status != 204:
                 self._complain(exchange, f"status {reply.status}")
-            self._proceed()
+            if self._queue or self.state != OPEN or self._farewell is not None:
+                self._proceed()
         elif exchange.event == CONNECT:
             if not self._judge(reply):
                 return
@@ -255,7 +256,7 @@ class Session:
 
     def _reply_back(self, is_text: bool, body: bytes) -> None:
         slot = self._limits.slot
-        if is_text and not is_utf8(body):
+        if is_text and not body.isascii() and not is_utf8(body):
             # The client would have to fail the connection (RFC 6455, 8.1).
             slot[c.API_REPLIES_INVALID] += 1
             return

@@ -124,10 +124,13 @@ class Upstream:
         if exchange.event != MESSAGE or status == 503 or self._is_doubtful:
             self._on_notable_reply(connection, exchange, reply)
             return
-        if reply.keep_alive:
-            self._release(connection)
-        else:
+        if not reply.keep_alive:
             self._pool.drop(connection)
+        elif self._queue or self._leaving or len(self._idle) >= self._max_idle:
+            self._keep(connection, self._sweeper.now)
+        else:
+            connection.sent_at = self._sweeper.now
+            self._idle.append(connection)
         ok = status == 200 or status == 204
         self._slot[c.REQUESTS_SUCCEEDED if ok else c.REQUESTS_FAILED] += 1
         exchange.owner.on_reply(exchange, reply)
@@ -234,19 +237,8 @@ class Upstream:
 
     # Connections.
 
-    def _release(self, connection: ApiConnection) -> None:
-        """Give a free connection to the next in line, or keep it idle."""
-        now = self._sweeper.now
-        if self._queue or self._leaving:
-            self._keep(connection, now)
-        elif len(self._idle) < self._max_idle:
-            connection.sent_at = now
-            self._idle.append(connection)
-        else:
-            self._pool.drop(connection)
-
     def _keep(self, connection: ApiConnection, now: float) -> None:
-        """Do the same whatever the breaker says."""
+        """Give a free connection to the next in line, or keep it, whatever the breaker says."""
         connection.sent_at = now
         self._pool.free.append(connection)
         self._pump(now)

@@ -507,6 +507,7 @@ def test_what_is_not_the_same_head_with_a_whole_body_is_left_to_the_parser(data:
         b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN + b"ok",
+        OK + b"A: " + b"b" * 5_000 + b"\r\nContent-Length: 2\r\n\r\nok",
     ],
 )
 def test_head_of_a_reply_that_is_not_plain_is_not_kept(wire: bytes) -> None:

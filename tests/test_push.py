@@ -970,3 +970,184 @@ def test_aborts() -> None:
     assert api.transport.is_aborted
     api.connection.connection_lost(None)
     api.connection.abort()
+
+
+# Known fields.
+
+
+def learnt(*lines: str, body: bytes = b"hi", version: str = "1.1", token: str | None = None) -> Api:
+    """Return the API after one push, the fields of which may be known from then on."""
+    api = Api(ok, token=token)
+    api.sends(request("POST", "/first", body, *lines, version=version))
+    api.asks.clear()
+    api.transport.written.clear()
+    return api
+
+
+def parsed_bytes(api: Api) -> list[bytes]:
+    """Have noted what the parser of a connection gets to see."""
+    noted: list[bytes] = []
+    parse = api.connection._parse
+
+    def note(data: bytes) -> None:
+        noted.append(data)
+        parse(data)
+
+    api.connection._parse = note  # type: ignore[method-assign]
+    return noted
+
+
+@pytest.mark.parametrize("lines", [(), (f"Content-Type: {BINARY_TYPE}",), ("A: b", "A: c")])
+def test_push_with_the_fields_of_one_before_is_not_parsed(lines: tuple[str, ...]) -> None:
+    api = learnt(*lines)
+    parsed = parsed_bytes(api)
+    api.sends(request("POST", "/second", b"yo", *lines))
+    assert parsed == []
+    assert (api.ask.kind, api.ask.client_id, api.ask.payload) == (PUSH, b"second", b"yo")
+    is_binary = any(BINARY_TYPE in line for line in lines)
+    assert (api.ask.code, api.ask.generation) == (BINARY if is_binary else TEXT, 0)
+    assert api.answer.status == 200
+
+
+def test_fields_are_known_to_all_connections_of_a_worker() -> None:
+    first = learnt()
+    second = Api(ok)
+    second.hub.known = first.hub.known
+    parsed = parsed_bytes(second)
+    second.sends(request("POST", "/second", b"yo"))
+    assert parsed == []
+    assert second.ask.payload == b"yo"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Ws2api-Generation: 7",),
+        ("Expect: 100-continue",),
+        ("Connection: close",),
+        UPGRADE,
+    ],
+)
+def test_fields_that_ask_for_more_are_parsed_each_time(lines: tuple[str, ...]) -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", *lines))
+    assert len(api.asks) == 1
+    assert len(api.hub.known) == 0
+
+
+def test_fields_of_a_chunked_push_are_parsed_each_time() -> None:
+    api = Api(ok)
+    parsed = parsed_bytes(api)
+    for _ in range(2):
+        api.sends(request("POST", "/me", b"hi", framing="chunked"))
+    assert len(parsed) == 2
+
+
+def test_fields_of_http_1_0_are_parsed_each_time() -> None:
+    api = learnt("Connection: keep-alive", version="1.0")
+    parsed = parsed_bytes(api)
+    api.sends(request("POST", "/me", b"hi", "Connection: keep-alive", version="1.0"))
+    api.sends(request("POST", "/me", b"hi", "Connection: keep-alive"))
+    assert len(parsed) == 2
+
+
+def test_fields_with_a_wrong_token_stay_refused() -> None:
+    api = Api(ok, token="secret")
+    for _ in range(2):
+        api.sends(request("POST", "/me", b"hi", "Authorization: Bearer wrong"))
+    assert api.asks == []
+    api = learnt("Authorization: Bearer secret", token="secret")
+    api.sends(request("POST", "/me", b"hi", "Authorization: Bearer wrong!"))
+    assert api.answer.status == 401
+
+
+def test_pushes_with_known_fields_keep_their_place() -> None:
+    api = Api()
+    api.sends(request("POST", "/a", b"hi"), request("POST", "/b", b"hi"), get("/c"))
+    api.sends(request("POST", "/d", b"hi"))
+    for ask in reversed(api.asks):
+        ask.finish(outcomes.OK, ask.client_id)
+    assert [answer.body for answer in api.answers] == [b"a", b"b", b"c", b"d"]
+
+
+def test_too_many_pushes_with_known_fields_are_not_read() -> None:
+    api = Api()
+    for _ in range(MAX_PIPELINED):
+        assert api.transport.is_reading
+        api.sends(request("POST", "/a", b"hi"))
+    assert not api.transport.is_reading
+
+
+REQUEST_LINES = [
+    b"POST /me HTTP/1.1",
+    b"POST /me?a=b HTTP/1.1",
+    b"POST /m%C3%A9 HTTP/1.1",
+    b"POST /m%c HTTP/1.1",
+    b"POST /. HTTP/1.1",
+    b"POST /.. HTTP/1.1",
+    b"POST /%2e HTTP/1.1",
+    b"POST /.a HTTP/1.1",
+    b"POST /@me HTTP/1.1",
+    b"POST / HTTP/1.1",
+    b"POST /a/b HTTP/1.1",
+    b"POST /a b HTTP/1.1",
+    b"POST  /me HTTP/1.1",
+    b"POST http://push.example/me HTTP/1.1",
+    b"post /me HTTP/1.1",
+    b"PUT /me HTTP/1.1",
+    b"DELETE /me HTTP/1.1",
+    b"GET /me HTTP/1.1",
+    b"POST /me HTTP/1.0",
+    b"POST /me HTTP/1.1 ",
+    b"POST /me",
+    b"POST /" + b"x" * 255 + b" HTTP/1.1",
+    b"POST /" + b"x" * 256 + b" HTTP/1.1",
+    b"POST /m\xe9 HTTP/1.1",
+    b"POST /m\0 HTTP/1.1",
+    b"POST /me HTTP/1.1\r\nX: y",
+    b"\r\nPOST /me HTTP/1.1",
+    b"",
+]
+
+
+@pytest.mark.parametrize("body", [b"hi", b"\xff\xfe", b"h", b"hi!", "é".encode()])
+@pytest.mark.parametrize("line", REQUEST_LINES)
+def test_known_fields_change_no_answer(line: bytes, body: bytes) -> None:
+    plain = request("POST", "/first", b"hi")
+    data = line + plain[plain.index(b"\r\n") : -2] + body
+    api, stranger = learnt(), Api(ok)
+    for each in (api, stranger):
+        each.sends(data)
+    assert api.wire == stranger.wire
+    assert api.transport.eof_is_written == stranger.transport.eof_is_written
+    said = [
+        [(ask.kind, ask.client_id, ask.generation, ask.code, ask.payload) for ask in each.asks]
+        for each in (api, stranger)
+    ]
+    assert said[0] == said[1]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["/a", "/b"]), st.binary(max_size=3)), max_size=6),
+    st.lists(st.integers(0, 999)),
+)
+def test_known_fields_change_nothing_in_any_split(
+    pushes: list[tuple[str, bytes]], cuts: list[int]
+) -> None:
+    wire = b"".join(request("POST", *push, f"Content-Type: {BINARY_TYPE}") for push in pushes)
+    api = Api(ok)
+    api.sends(*pieces_of(wire, cuts))
+    assert [(ask.client_id, ask.payload) for ask in api.asks] == [
+        (target[1:].encode(), body) for target, body in pushes
+    ]
+    assert len(api.answers) == len(pushes)
+
+
+def test_known_fields_are_bounded() -> None:
+    api = Api(ok)
+    for number in range(1_000):
+        api.sends(request("POST", "/me", b"hi", f"Traceparent: {number}"))
+    assert 0 < len(api.hub.known) <= 256
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", "A: " + "b" * 5_000))
+    assert len(api.hub.known) == 0

@@ -1,0 +1,66 @@
+"""Recognise pushes whose header fields were parsed before: pure.
+
+An API that pushes says the same about each message, but for the client and the message itself:
+its library writes one block of fields, which differs by the Content-Length at most. What the parser
+made of the very same bytes before holds for them now, so they are looked up instead of parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .frames import TEXT, is_utf8
+from .handshake import CLIENT_ID_PATTERN, MAX_CLIENT_ID_BYTES
+
+# A client id with one of these in front wants a closer look: `.`, `..`, and what is reserved.
+_REQUEST_LINE: Final = re.compile(rb"POST /(?![.%@])(" + CLIENT_ID_PATTERN + rb") HTTP/1\.1")
+_MAX_LINE_BYTES: Final = len(b"POST / HTTP/1.1") + MAX_CLIENT_ID_BYTES
+_MOST_KNOWN: Final = 256
+_MAX_BYTES: Final = 4_096
+
+
+class KnownFields:
+    """Hold blocks of fields, and what each says about the message that follows it."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        # Block of fields, without the line before and the empty line after it -> Content-Length,
+        # and TEXT or BINARY.
+        self._known: dict[bytes, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def read(self, data: bytes) -> tuple[bytes, int, bytes] | None:
+        """Return client id, first byte of the frame and message, if `data` is one whole push.
+
+        None means that the parser must look at it.
+        """
+        line, _, rest = data.partition(b"\r\n")
+        fields, _, body = rest.partition(b"\r\n\r\n")
+        known = self._known.get(fields)
+        if known is None or known[0] != len(body):
+            return None
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None or len(line) > _MAX_LINE_BYTES:
+            return None
+        code = known[1]
+        if code == TEXT and not body.isascii() and not is_utf8(body):
+            return None
+        return match[1], code, body
+
+    def remember(self, data: bytes, code: int, payload: bytes) -> None:
+        """Make the fields known of a push that the parser has read whole from `data`.
+
+        Args:
+            code: what its frame begins with.
+            payload: the message that the parser has found.
+        """
+        fields, _, body = data.partition(b"\r\n")[2].partition(b"\r\n\r\n")
+        if body != payload or len(fields) > _MAX_BYTES:  # it was chunked, for one
+            return
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[fields] = len(body), code
