@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 from collections.abc import Callable
 from typing import Final
@@ -19,6 +20,9 @@ from .sweeper import Sweeper
 
 # Below the keep-alive timeouts of common servers (nginx 75 s, Node 5 s is met by the retry).
 _IDLE_LIMIT_S: Final = 50.0
+# Surplus connections live on for so long: traffic that goes up and down by the millisecond would
+# otherwise close connections, and open them again at once.
+_SURPLUS_S: Final = 1.0
 
 
 class ConnectionPool:
@@ -94,12 +98,14 @@ class ConnectionPool:
         self.trim()
 
     def trim(self) -> None:
-        """Close the oldest of those that are too many to be kept idle."""
-        while len(self.free) > self.max_idle:
+        """Close those that are too many to be kept idle, and have not been needed for a while."""
+        recent = self._sweeper.now - _SURPLUS_S if self.max_idle else math.inf
+        while len(self.free) > self.max_idle and self.free[0].sent_at <= recent:
             self.drop(self.free[0])
 
     def close_old(self, now: float) -> None:
-        """Close those that have been idle for so long that the API may be about to."""
+        """Close those that have been idle for so long that the API may be about to, and surplus."""
+        self.trim()
         while self.free and self.free[0].sent_at + _IDLE_LIMIT_S < now:
             self.drop(self.free[0])
 

@@ -73,9 +73,8 @@ class Upstream:
             self._on_open,
             self._on_dial_failed,
         )
-        # The pool's own list, and its limit; empty while the breaker is not closed.
+        # The pool's own list; empty while the breaker is not closed.
         self._idle = self._pool.idle
-        self._max_idle = self._pool.max_idle
         most_disconnects = max(1, min(_MOST_DISCONNECTS, self._pool.limit // 4))
         self._line = Line(slot, settings.api_timeout, most_disconnects, park, loop.call_soon)
         # The line's own: connects and messages, and disconnects.
@@ -126,7 +125,7 @@ class Upstream:
             return
         if not reply.keep_alive:
             self._pool.drop(connection)
-        elif self._queue or self._leaving or len(self._idle) >= self._max_idle:
+        elif self._queue or self._leaving or not self._pool.max_idle:
             self._keep(connection, self._sweeper.now)
         else:
             connection.sent_at = self._sweeper.now

@@ -12,6 +12,7 @@ from harness.upstream import (
     API_TIMEOUT_S,
     IDLE_LIMIT_S,
     LONGEST_BACKOFF_S,
+    SURPLUS_S,
     TICK_S,
     Gateway,
     Sent,
@@ -170,8 +171,29 @@ async def test_answer_is_whole_though_its_connection_serves_the_next_already() -
 async def test_no_more_idle_connections_than_allowed(limit: int, kept: int) -> None:
     async with gateway(api_max_idle=limit) as gw:
         await gw.warms_up(3)
+        gw.advance(SURPLUS_S)
         assert gw.shows(connections=kept, idle=kept)
         assert gw.slot[c.API_CONNECTIONS] == kept
+
+
+@in_loop
+async def test_surplus_connections_that_are_in_use_now_and_then_stay() -> None:
+    async with gateway(api_max_idle=1) as gw:
+        await gw.warms_up(3)
+        for _ in range(5):
+            gw.advance(SURPLUS_S / 2)
+            assert gw.shows(connections=3)
+            await gw.warms_up(3)
+            assert gw.loop.dialled == 3
+        gw.advance(SURPLUS_S)
+        assert gw.shows(connections=1, idle=1)
+
+
+@in_loop
+async def test_no_connection_is_reused_where_none_may_be_idle() -> None:
+    async with gateway(api_max_idle=0) as gw:
+        await gw.exchanges()
+        assert gw.shows(connections=0, idle=0)
 
 
 @in_loop
@@ -179,6 +201,7 @@ async def test_idle_connections_are_divided_among_the_workers() -> None:
     for limit, share in ((4, 2), (3, 2), (1, 1), (0, 0)):
         async with gateway(api_max_idle=limit, workers=2) as gw:
             await gw.warms_up(3)
+            gw.advance(SURPLUS_S)
             assert gw.shows(idle=share)
 
 

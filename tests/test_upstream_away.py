@@ -333,6 +333,7 @@ async def test_idle_connections_are_kept_for_later() -> None:
 async def test_no_more_than_allowed_are_kept_for_later() -> None:
     async with gateway(api_max_idle=2) as gw:
         await opens(gw)
+        gw.advance(1)
         assert gw.shows(idle=2)
 
 

@@ -22,6 +22,7 @@ from .looping import Clock
 
 API_TIMEOUT_S = 10.0
 IDLE_LIMIT_S = 50.0
+SURPLUS_S = 1.0
 TICK_S = 0.1
 # Longer than the longest wait between two attempts of a message.
 LONGEST_BACKOFF_S = 2.0
