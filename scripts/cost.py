@@ -1,10 +1,9 @@
 """Print what a message, a push and an idle connection cost, beside Nchan on the same machine.
 
-CPU is the user and system time of every process of the system under test, from /proc: the
-gateway's supervisor, workers, admin process and embedded Valkey, or Nchan's master and worker.
-The load generator and the API (an nginx that answers constants) are processes of their own and do
-not count. Gateway and Nchan take turns, so that their ratio holds when the machine is not quiet;
-a figure is the median of the rounds. Compare CPU within one run only.
+A short choice of what scripts/bench measures, for whoever works on the gateway: the figures that
+have a target, each with whether it is met. Gateway and Nchan take turns, so that their ratio holds
+when the machine is not quiet; a figure is the median of the rounds. Compare CPU within one run
+only.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import shutil
 import signal
-import socket
 import statistics
 import sys
 import time
@@ -23,9 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cost_ import CostError, systems
-from cost_.load import LOCAL, MESSAGES, REMOTE, Generator, Load, MessageLoad, PushLoad
-from cost_.systems import System
+from bench_ import BenchError, machine, messages, push, systems
+from bench_.crowd import Crowd
+from bench_.pushing import ADVERTISED, REMOTE
+from bench_.systems import System, SystemOptions
 
 PHASES: Final = ("messages", "push", "idle")
 LOADS: Final = {"narrow": (200, 64), "wide": (4_000, 1_000)}  # clients, requests in flight
@@ -84,63 +82,67 @@ class Results:
 
 def measure_messages(options: argparse.Namespace, results: Results) -> None:
     """Take turns: messages through the gateway, messages through Nchan."""
+    clients, in_flight = options.load
+    load = messages.Load(clients, in_flight=in_flight)
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(systems.run_api())
-        contenders = [stack.enter_context(systems.run_gateway(api.port, options.workers))]
-        if options.nchan:
-            contenders.append(stack.enter_context(systems.run_nchan(api.port)))
-        pairs = [
-            (system, stack.enter_context(Generator(MessageLoad, system.port, *options.load)))
-            for system in contenders
-        ]
-        for system, generator in pairs * options.rounds:
-            seen = systems.requests_seen(api)
-            one = generator.measure(system, MESSAGES, options.warm_up, options.seconds)
-            seen = systems.requests_seen(api) - seen - 1
-            results.add(system.name, message_us=one.cpu_us, messages_per_s=one.per_second)
-            results.count(system.name, replies=one.count, api_requests=seen)
-            if seen != one.count:
-                raise CostError(f"{system.name}: {one.count} replies, but {seen} requests")
+        pairs = []
+        for name in options.systems:
+            setting = SystemOptions(options.workers, clients=clients)
+            system = stack.enter_context(systems.REGISTRY[name](api.port, setting))
+            crowd = stack.enter_context(Crowd(system.port, clients))
+            crowd.connect()
+            pairs.append((system, crowd))
+        for system, crowd in pairs * options.rounds:
+            done, seen = crowd.sample().done, systems.requests_seen(api)
+            one = messages.measure_round(api, system, crowd, load, options)
+            results.add(system.name, message_us=one["cpu_us"], messages_per_s=one["per_second"])
+            results.count(
+                system.name,
+                replies=crowd.sample().done - done,
+                api_requests=systems.requests_seen(api) - seen,
+            )
 
 
 def measure_pushes(options: argparse.Namespace, results: Results) -> None:
     """Take turns: pushes to a client of the other worker, pushes to the owner itself."""
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=4096) as api,
-        systems.run_gateway(api.getsockname()[1], workers=2) as system,
-        Generator(PushLoad, api, system.port, *options.load) as generator,
-    ):
+    clients, options.in_flight = options.load
+    with push.pushing("gateway", REMOTE, clients, size=30) as (system, crowd):
         for _ in range(options.rounds):
-            one = generator.measure(system, REMOTE, options.warm_up, options.seconds)
-            results.add(system.name, remote_push_us=one.cpu_us, pushes_per_s=one.per_second)
-            results.count(system.name, remote_pushes=one.count, remote_frames=one.frames)
-            one = generator.measure(system, LOCAL, options.warm_up, options.seconds)
-            results.add(system.name, local_push_us=one.cpu_us)
-            results.count(system.name, local_pushes=one.count, local_frames=one.frames)
-        generator.expect_end()
-        system.stop()  # while the API is still there to hear the last DELETEs
+            for name, kind in (("remote", REMOTE), ("local", ADVERTISED)):
+                first = crowd.sample()
+                one = push.measure_round(system, crowd, kind, options)
+                whole = crowd.sample() - first
+                results.add(system.name, **{f"{name}_push_us": one["cpu_us"]})
+                results.count(
+                    system.name,
+                    **{f"{name}_pushes": whole.done, f"{name}_frames": whole.frames},
+                )
+                if kind == REMOTE:
+                    results.add(system.name, pushes_per_s=one["per_second"])
 
 
 def measure_idle(options: argparse.Namespace, results: Results) -> None:
     """Take turns, afresh each time: connect clients that stay silent, and weigh them."""
+    setting = SystemOptions(options.workers, clients=options.idle_clients)
     for _ in range(options.rounds):
-        with systems.run_api() as api:
-            with systems.run_gateway(api.port, options.workers) as system:
-                _weigh(system, options, results)
-            if options.nchan:
-                with systems.run_nchan(api.port) as system:
-                    _weigh(system, options, results)
+        for name in options.systems:
+            with (
+                systems.run_api() as api,
+                systems.REGISTRY[name](api.port, setting) as system,
+                Crowd(system.port, options.idle_clients) as crowd,
+            ):
+                _weigh(system, crowd, options.warm_up, results)
 
 
-def _weigh(system: System, options: argparse.Namespace, results: Results) -> None:
-    time.sleep(options.warm_up)
-    kb, cpu_us = system.memory_kb(), system.cpu_us()
-    with Generator(Load, system.port, options.idle_clients):
-        time.sleep(options.warm_up)
-        kb, cpu_us = system.memory_kb() - kb, system.cpu_us() - cpu_us
-    clients = options.idle_clients
-    results.add(system.name, idle_kb=kb / clients, connect_us=cpu_us / clients)
-    results.count(system.name, idle_clients=clients)
+def _weigh(system: System, crowd: Crowd, warm_up_s: float, results: Results) -> None:
+    time.sleep(warm_up_s)
+    kb, cpu_us = system.pss_kb(), sum(system.cpu())
+    crowd.connect()
+    time.sleep(warm_up_s)
+    kb, cpu_us = system.pss_kb() - kb, sum(system.cpu()) - cpu_us
+    results.add(system.name, idle_kb=kb / crowd.size, connect_us=cpu_us / crowd.size)
+    results.count(system.name, idle_clients=crowd.size)
 
 
 def table(options: argparse.Namespace, results: Results) -> str:
@@ -192,7 +194,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure")
     parser.add_argument("--workers", type=int, default=1, help="for messages and idle clients")
     parser.add_argument("--only", default=",".join(PHASES), help="a choice of %(default)s")
-    parser.add_argument("--no-nchan", dest="nchan", action="store_false", help="gateway only")
+    parser.add_argument(
+        "--no-nchan",
+        dest="systems",
+        action="store_const",
+        const=["gateway"],
+        default=["gateway", "nchan"],
+        help="gateway only",
+    )
     parser.add_argument("--json", action="store_true", help="print all rounds and counts as JSON")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
@@ -206,16 +215,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> None:
     """Allow as many files as may be, and leave out what this machine cannot do."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if options.idle_clients > most - 1_000:
-        options.idle_clients = most - 1_000
-        print(f"only {options.idle_clients} idle clients: RLIMIT_NOFILE is {most}", file=sys.stderr)
+    limits = machine.survey()
+    if options.idle_clients > (most := options.workers * limits.worker_clients):
+        options.idle_clients = most
+        print(f"only {most} idle clients: a worker may have {limits.files} files", file=sys.stderr)
     if not shutil.which("nginx"):
         options.only = [phase for phase in options.only if phase == "push"]
         print("no nginx, so no messages, no idle clients: apt-get install nginx", file=sys.stderr)
-    elif options.nchan and not systems.NCHAN_MODULE.exists():
-        options.nchan = False
+    elif "nchan" in options.systems and not systems.NCHAN_MODULE.exists():
+        options.systems = ["gateway"]
         print("no Nchan to compare: apt-get install libnginx-mod-nchan", file=sys.stderr)
 
 
@@ -233,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure_pushes(options, results)
         if "idle" in options.only:
             measure_idle(options, results)
-    except CostError as error:
+    except BenchError as error:
         print(f"cost: {error}", file=sys.stderr)
         return 1
     if options.json:

@@ -1,0 +1,295 @@
+"""Build up a crowd that talks all the while, and hold it: ws2api's published scenario, and more.
+
+Each client sends a message as soon as its turn comes after its connect, and then at an interval,
+all of them spread evenly. The gateway runs with the options that it has by itself, but for these:
+
+    --workers         a process may have only so many files, so clients decide how many workers
+                      there are, not CPUs; their memory and wake-ups are part of the figures
+    --ping-interval   its default, 30 s, said aloud, as the other scenarios turn pings off: a client
+                      that talks every 10 s is never pinged, one that does every 30 s now and then
+
+--api-max-connections and --api-max-idle are shared out among the workers. Their defaults of 10,000
+and 1,000 leave 156 and 15 to each of 64, which is far more than 500 messages a second need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from bench_ import BenchError, arguments, board, machine, systems
+from bench_.board import Sample
+from bench_.crowd import Crowd
+from bench_.display import Display, warn
+from bench_.measure import Figures, cpu_figures, latency_figures, look
+from bench_.report import RAMP_COLUMNS, Report, Row
+from bench_.systems import System, SystemOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Name a known load; the fields are those of the options."""
+
+    clients: int
+    within: float
+    every: float
+
+
+PRESETS: Final = {
+    "ws2api": Preset(250_000, 60, 10),
+    "million": Preset(1_000_000, 300, 30),
+}
+HASTE: Final = 0.95
+"""Connects go at a rate that would have all clients in after this share of the time."""
+AT_ONCE: Final = 1_000
+"""Connects under way at most, however slow they are answered."""
+PING_INTERVAL_S: Final = 30
+"""The gateway's default."""
+MEMORY_EVERY_S: Final = 5
+"""Adding up the pages of many processes takes a while that is theirs."""
+LINE_EVERY_S: Final = 10
+"""Where there is no terminal to show progress on."""
+COLUMNS: Final = [
+    *RAMP_COLUMNS,
+    *("errors", "late", "p99_ms"),
+    *("gateway_cores", "api_cores", "clients_cores", "gateway_mb", "machine_mb"),
+]
+_LOOK_EVERY_S: Final = 0.02
+LONGEST_P99_MS: Final = 1_000
+ENOUGH: Final = 0.99
+"""The share of the messages wanted that makes a load held."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.epilog = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="ws2api",
+        help="ws2api: 250,000 clients within 60 s, each a message per 10 s; "
+        "million: 1,000,000 within 300 s, each a message per 30 s (default: %(default)s)",
+    )
+    parser.add_argument("--clients", type=int, metavar="N", help="instead of the preset's")
+    parser.add_argument("--within", type=float, metavar="S", help="time to connect them all")
+    parser.add_argument("--every", type=float, metavar="S", help="time between two messages of one")
+    parser.add_argument(
+        "--hold", type=float, metavar="S", default=30, help="(default: %(default)s)"
+    )
+    parser.add_argument("--bytes", type=int, default=30, help="of a message (default: %(default)s)")
+    parser.add_argument(
+        "--api-workers", type=int, default=1, help="of the API's nginx (default: 1)"
+    )
+    arguments.add_workers(parser)
+    arguments.add_systems(parser, ("gateway",))
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Let each system have its ramp."""
+    complete(options)
+    limits = machine.survey()
+    if options.clients > limits.connections:
+        raise BenchError(
+            f"{options.clients:,} clients are too many: memory and files are there for "
+            f"{limits.connections:,}"
+        )
+    options.workers = options.workers or limits.workers_for(options.clients)
+    for name in options.systems:
+        with ExitStack() as stack:
+            Ramp(name, options, stack).run(report)
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Take from the preset what was not given."""
+    preset = PRESETS[options.preset]
+    for name in ("clients", "within", "every"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(preset, name))
+
+
+class Ramp:
+    """Run one system, its API and its clients.
+
+    Args:
+        name: of the system.
+        options: of the command line, complete.
+        stack: ends what is begun here.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace, stack: ExitStack) -> None:
+        self._options = options
+        setting = SystemOptions(
+            options.workers, PING_INTERVAL_S, options.clients, message_bytes=options.bytes
+        )
+        self._free_kb = machine.available_kb()
+        self._api = stack.enter_context(systems.run_api(options.bytes, options.api_workers))
+        self._system = stack.enter_context(systems.REGISTRY[name](self._api.port, setting))
+        self._crowd = stack.enter_context(
+            Crowd(self._system.port, options.clients, message_bytes=options.bytes)
+        )
+        self._meter = Meter(self._system, self._api, self._crowd, self._free_kb)
+        self._display = stack.enter_context(Display(round(options.within + options.hold)))
+
+    def run(self, report: Report) -> None:
+        """Build up, hold, and note what was seen, even when it goes wrong in between."""
+        try:
+            built_s = self._build_up()
+            figures = self._hold() | {"built_up_s": built_s}
+        finally:
+            name = f"{self._system.name}, {self._options.clients:,} clients"
+            report.series(name, COLUMNS, self._meter.lines)
+        load = {"clients": self._options.clients, "every_s": self._options.every}
+        load |= {"workers": self._options.workers, "bytes": self._options.bytes}
+        report.add(Row("ramp", self._system.name, load, figures, {}))
+        self._judge(figures)
+
+    def _build_up(self) -> float:
+        options, crowd = self._options, self._crowd
+        begin = time.monotonic()
+        crowd.send_paced(interval_s=options.every)
+        crowd.start_connecting(rate=options.clients / (HASTE * options.within), at_once=AT_ONCE)
+        for _ in self._seconds(3 * options.within + 30):
+            if self._meter.complete_s:
+                return self._meter.complete_s
+        raise BenchError(
+            f"{crowd.settled:,} of {options.clients:,} clients are connected "
+            f"after {time.monotonic() - begin:.0f} s"
+        )
+
+    def _hold(self) -> Figures:
+        before, api_us, clients_us = look(self._system, self._crowd), *self._others_us()
+        for _ in self._seconds(self._options.hold):
+            pass
+        after, api_end_us, clients_end_us = look(self._system, self._crowd), *self._others_us()
+        window = after.sample - before.sample
+        if not window.done:
+            raise BenchError(f"{self._system.name} answers nothing; {self._system.errors()}")
+        gateway_kb, machine_kb = self._meter.memory_kb()
+        clients = self._options.clients
+        self._settle()
+        return {
+            "per_second": window.done / window.time_s,
+            "errors": float(self._crowd.sample().errors),
+            "late": float(window.late),
+            **latency_figures(window.message_ns),
+            **cpu_figures(before, after, window.done),
+            "api_us": (api_end_us - api_us) / window.done,
+            "clients_us": (clients_end_us - clients_us) / window.done,
+            "gateway_kb": (gateway_kb - self._meter.empty_kb) / clients,
+            "generator_kb": self._crowd.kb_per_client(),
+            "machine_kb": machine_kb / clients,
+        }
+
+    def _settle(self) -> None:
+        """Wait for the last answers, and compare what both ends have counted."""
+        crowd = self._crowd
+        if crowd.sample().errors:
+            return
+        crowd.stop()
+        counted = crowd.settled + crowd.sum(board.DONE)
+        if (seen := systems.requests_seen(self._api)) != counted:
+            raise BenchError(
+                f"{self._system.name}: {counted:,} connects and answers, but {seen:,} requests"
+            )
+
+    def _judge(self, figures: Figures) -> None:
+        """Say whether the load was held."""
+        options = self._options
+        wanted = options.clients / options.every
+        verdicts = {
+            f"{options.clients:,} clients in {figures['built_up_s']:.0f} s": (
+                figures["built_up_s"] <= options.within
+            ),
+            f"{figures['per_second']:,.0f} of {wanted:,.0f} messages/s": (
+                figures["per_second"] >= ENOUGH * wanted
+            ),
+            f"{figures['errors']:,.0f} errors": not figures["errors"],
+            f"p99 {figures['p99_ms']:,.0f} ms": figures["p99_ms"] < LONGEST_P99_MS,
+        }
+        said = ", ".join(f"{text}: {'met' if met else 'missed'}" for text, met in verdicts.items())
+        warn(f"{self._system.name}: {said}")
+
+    def _seconds(self, seconds: float) -> Iterator[None]:
+        """Note a line each second, and let the caller look then."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._meter.wait()
+            self._tell(self._meter.lines[-1])
+            yield
+
+    def _tell(self, line: list[float]) -> None:
+        second, connections, rps, _, errors = line[:5]
+        text = f"{connections:,.0f} connections, {rps:,.0f} messages/s, {errors:,.0f} errors"
+        self._display.begin(f"{self._system.name}: {text}")
+        self._display.end()
+        if not sys.stderr.isatty() and second % LINE_EVERY_S == 0:
+            warn(f"{second:,.0f} s: {text}")
+
+    def _others_us(self) -> tuple[float, float]:
+        return sum(self._api.cpu()), sum(self._crowd.cpu_us())
+
+
+class Meter:
+    """Write a line of the series each second.
+
+    Args:
+        system: the one under test.
+        api: what it asks.
+        crowd: its clients.
+        free_kb: memory that was available before any of them ran.
+    """
+
+    def __init__(self, system: System, api: System, crowd: Crowd, free_kb: int) -> None:
+        self.lines: list[list[float]] = []
+        self._system, self._api, self._crowd = system, api, crowd
+        self._free_kb = free_kb
+        self.empty_kb = system.pss_kb()
+        """Memory of the system without clients."""
+        self.complete_s = 0.0
+        """When the last client was connected; 0 as long as it is not."""
+        self._pss_kb = self.empty_kb
+        self._sample = crowd.sample()
+        self._begin = self._sample.time_s
+        self._cpu = self._cores_us()
+
+    def wait(self) -> None:
+        """Wait for the end of the second, and note its line."""
+        second = len(self.lines) + 1
+        while (now := time.monotonic() - self._begin) < second:
+            if not self.complete_s and self._crowd.settled >= self._crowd.size:
+                self.complete_s = now
+            time.sleep(min(_LOOK_EVERY_S, second - now))
+        before, self._sample = self._sample, self._crowd.sample()
+        self.lines.append(self._line(second, self._sample, self._sample - before))
+
+    def memory_kb(self) -> tuple[int, int]:
+        """Return the memory of the system under test, and by how much all memory in use grew."""
+        self._pss_kb = self._system.pss_kb()
+        return self._pss_kb, self._free_kb - machine.available_kb()
+
+    def _line(self, second: int, now: Sample, window: Sample) -> list[float]:
+        cpu, self._cpu = self._cpu, self._cores_us()
+        cores = [(b - a) / 1e6 / window.time_s for a, b in zip(cpu, self._cpu, strict=True)]
+        if second % MEMORY_EVERY_S == 0:
+            self.memory_kb()
+        return [
+            second,
+            now.opened - now.lost,
+            window.done,
+            now.done,
+            now.errors,
+            window.late,
+            round(latency_figures(window.message_ns)["p99_ms"], 3) if window.done else 0,
+            *(round(value, 3) for value in cores),
+            round(self._pss_kb / 1024, 1),
+            round((self._free_kb - machine.available_kb()) / 1024, 1),
+        ]
+
+    def _cores_us(self) -> list[float]:
+        return [sum(self._system.cpu()), sum(self._api.cpu()), sum(self._crowd.cpu_us())]
