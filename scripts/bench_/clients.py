@@ -88,6 +88,7 @@ class Clients:
         self.add(control, CONTROL)
         self.add(self._timer.fd, TIMER)
         self.handshakes = Handshakes(self, plan)
+        self._rest_s = plan.rest_s
         self.ended = False
 
     def add(self, fd: int, kind: int, events: int = IN) -> None:
@@ -113,6 +114,8 @@ class Clients:
         poll, kinds, handlers = self._poller.poll, self.kinds, self._handlers
         read, room, frame = os.read, self._room, self._frame
         while not self.ended:
+            if self._rest_s:
+                time.sleep(self._rest_s)
             answered = self.traffic.answered
             for fd, events in poll():
                 if kinds[fd] == OPEN and events == IN:

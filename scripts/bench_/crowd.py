@@ -29,6 +29,7 @@ class Crowd:
         clients: how many there can be.
         message_bytes: size of what a client says.
         answer_bytes: size of what it hears; None for the same.
+        rest_s: lets a process do more at a time and use less CPU, at the price of such a latency.
         processes: generator processes; None for as many as the file limit asks for.
         api: a listening socket where the generator is the API as well, for `push`; it is then one
             process.
@@ -41,6 +42,7 @@ class Crowd:
         *,
         message_bytes: int = 30,
         answer_bytes: int | None = None,
+        rest_s: float = 0.0,
         processes: int | None = None,
         api: socket.socket | None = None,
     ) -> None:
@@ -53,7 +55,7 @@ class Crowd:
         self._controls: list[Connection] = []
         self._idle_kb = 0
         plans = _plans(port, sizes, message_bytes, answer_bytes, limits.files)
-        for index, plan in enumerate(replace(plan, api=api) for plan in plans):
+        for index, plan in enumerate(replace(plan, api=api, rest_s=rest_s) for plan in plans):
             ours, theirs = _fork.Pipe()
             self._controls.append(ours)
             arguments = (self._board.row(index), plan, theirs, self._controls)

@@ -37,6 +37,8 @@ class Plan:
         message: bytes of what a client says.
         answer: bytes of what it hears.
         files: file descriptors are below this.
+        rest_s: time to rest before each turn of the loop, so that there is more to do in it; it is
+            a part of the latencies.
         api: a listening socket when this process is the API as well, and pushes.
     """
 
@@ -47,4 +49,5 @@ class Plan:
     message: bytes
     answer: bytes
     files: int
+    rest_s: float = 0.0
     api: socket.socket | None = None

@@ -46,8 +46,12 @@ PRESETS: Final = {
 }
 HASTE: Final = 0.95
 """Connects go at a rate that would have all clients in after this share of the time."""
-AT_ONCE: Final = 1_000
-"""Connects under way at most, however slow they are answered."""
+AT_ONCE: Final = 128
+"""Connects under way at most: when the CPUs have no more to give, it is they that wait, and the
+messages of those who are in already are still answered in time."""
+REST_S: Final = 0.004
+"""How long a process of clients rests before it looks for answers and sends what is due: it shares
+the CPUs with the system under test, and clients of the real world bring CPUs of their own."""
 PING_INTERVAL_S: Final = 30
 """The gateway's default."""
 MEMORY_EVERY_S: Final = 5
@@ -131,7 +135,7 @@ class Ramp:
         self._api = stack.enter_context(systems.run_api(options.bytes, options.api_workers))
         self._system = stack.enter_context(systems.REGISTRY[name](self._api.port, setting))
         self._crowd = stack.enter_context(
-            Crowd(self._system.port, options.clients, message_bytes=options.bytes)
+            Crowd(self._system.port, options.clients, message_bytes=options.bytes, rest_s=REST_S)
         )
         self._meter = Meter(self._system, self._api, self._crowd, self._free_kb)
         self._display = stack.enter_context(Display(round(options.within + options.hold)))
