@@ -80,6 +80,11 @@ class ConnectionPool:
         return len(self._dialer)
 
     @property
+    def has_room(self) -> bool:
+        """Tell whether there are fewer connections than allowed."""
+        return len(self.members) < self.limit
+
+    @property
     def is_cut_off(self) -> bool:
         """Tell whether there is no connection, and the last attempt to open one failed."""
         return not self.members and self._failed_at is not None

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     )
     api_connect_timeout: Seconds = Field(5.0, description="Time to open a connection to the API.")
     api_max_connections: Annotated[int, Field(ge=1, le=1_000_000), Form("N")] = Field(
-        10_000, description="Connections to the API, over all workers."
+        1_000, description="Connections to the API, over all workers."
     )
     api_max_idle: Annotated[int, Field(ge=0, le=1_000_000), Form("N")] = Field(
         1_000, description="Idle connections to the API that are kept, over all workers."

@@ -125,11 +125,13 @@ class Upstream:
             return
         if not reply.keep_alive:
             self._pool.drop(connection)
-        elif self._queue or self._leaving or not self._pool.max_idle:
-            self._keep(connection, self._sweeper.now)
-        else:
+        elif (self._queue or self._leaving) and (following := self._line.next()) is not None:
+            connection.send(following, self._sweeper.now)
+        elif self._pool.max_idle:
             connection.sent_at = self._sweeper.now
             self._idle.append(connection)
+        else:
+            self._pool.drop(connection)
         ok = status == 200 or status == 204
         self._slot[c.REQUESTS_SUCCEEDED if ok else c.REQUESTS_FAILED] += 1
         exchange.owner.on_reply(exchange, reply)
@@ -211,7 +213,7 @@ class Upstream:
         self._line.append(exchange)
         if self._is_ending:
             self._loop.call_soon(self._line.give_up)
-        else:
+        elif self._pool.has_room or self._pool.free:  # else the next answer finds it
             self._pump(now)
 
     def _turns_away(self, now: float) -> bool:

@@ -1,15 +1,21 @@
 """Build up a crowd that talks all the while, and hold it: ws2api's published scenario, and more.
 
 Each client sends a message as soon as its turn comes after its connect, and then at an interval,
-all of them spread evenly. The gateway runs with the options that it has by itself, but for these:
+all of them spread evenly; with --silent it waits until all are connected. The gateway runs with the
+options that it has by itself, but for these:
 
     --workers         a process may have only so many files, so clients decide how many workers
                       there are, not CPUs; their memory and wake-ups are part of the figures
     --ping-interval   its default, 30 s, said aloud, as the other scenarios turn pings off: a client
                       that talks every 10 s is never pinged, one that does every 30 s now and then
 
---api-max-connections and --api-max-idle are shared out among the workers. Their defaults of 10,000
-and 1,000 leave 156 and 15 to each of 64, which is far more than 500 messages a second need.
+    --api-max-connections
+                      320, see --api-connections: an API of two processes does not work on more at a
+                      time, and when the CPUs have no more to give, requests in line cost less than
+                      requests on connections of their own
+
+Clients connect as fast as they are let in, a bounded number at once: the fewer talk already, the
+more CPU is there for connects.
 """
 
 from __future__ import annotations
@@ -44,17 +50,16 @@ PRESETS: Final = {
     "ws2api": Preset(250_000, 60, 10),
     "million": Preset(1_000_000, 300, 30),
 }
-HASTE: Final = 0.95
-"""Connects go at a rate that would have all clients in after this share of the time."""
 AT_ONCE: Final = 128
 """Connects under way at most: when the CPUs have no more to give, it is they that wait, and the
 messages of those who are in already are still answered in time."""
-REST_S: Final = 0.004
+API_CONNECTIONS: Final = 320
+REST_S: Final = 0.008
 """How long a process of clients rests before it looks for answers and sends what is due: it shares
 the CPUs with the system under test, and clients of the real world bring CPUs of their own."""
 PING_INTERVAL_S: Final = 30
 """The gateway's default."""
-MEMORY_EVERY_S: Final = 5
+MEMORY_EVERY_S: Final = 15
 """Adding up the pages of many processes takes a while that is theirs."""
 LINE_EVERY_S: Final = 10
 """Where there is no terminal to show progress on."""
@@ -82,13 +87,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clients", type=int, metavar="N", help="instead of the preset's")
     parser.add_argument("--within", type=float, metavar="S", help="time to connect them all")
+    parser.add_argument(
+        "--silent",
+        action="store_true",
+        help="send nothing until all clients are connected",
+    )
     parser.add_argument("--every", type=float, metavar="S", help="time between two messages of one")
     parser.add_argument(
         "--hold", type=float, metavar="S", default=30, help="(default: %(default)s)"
     )
     parser.add_argument("--bytes", type=int, default=30, help="of a message (default: %(default)s)")
     parser.add_argument(
-        "--api-workers", type=int, default=1, help="of the API's nginx (default: 1)"
+        "--api-workers",
+        type=int,
+        default=2,
+        help="of the API's nginx, which has to get its share of the CPUs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--api-connections",
+        type=int,
+        default=API_CONNECTIONS,
+        metavar="N",
+        help="the gateway's --api-max-connections (default: %(default)s)",
     )
     arguments.add_workers(parser)
     arguments.add_systems(parser, ("gateway",))
@@ -129,7 +149,11 @@ class Ramp:
     def __init__(self, name: str, options: argparse.Namespace, stack: ExitStack) -> None:
         self._options = options
         setting = SystemOptions(
-            options.workers, PING_INTERVAL_S, options.clients, message_bytes=options.bytes
+            options.workers,
+            PING_INTERVAL_S,
+            options.clients,
+            message_bytes=options.bytes,
+            arguments=(f"--api-max-connections={options.api_connections}",),
         )
         self._free_kb = machine.available_kb()
         self._api = stack.enter_context(systems.run_api(options.bytes, options.api_workers))
@@ -156,15 +180,24 @@ class Ramp:
     def _build_up(self) -> float:
         options, crowd = self._options, self._crowd
         begin = time.monotonic()
-        crowd.send_paced(interval_s=options.every)
-        crowd.start_connecting(rate=options.clients / (HASTE * options.within), at_once=AT_ONCE)
+        if not options.silent:
+            crowd.send_paced(interval_s=options.every)
+        crowd.start_connecting(at_once=AT_ONCE)
         for _ in self._seconds(3 * options.within + 30):
             if self._meter.complete_s:
+                if options.silent:
+                    crowd.send_paced(interval_s=options.every)
+                    self._warm_up()
                 return self._meter.complete_s
         raise BenchError(
             f"{crowd.settled:,} of {options.clients:,} clients are connected "
             f"after {time.monotonic() - begin:.0f} s"
         )
+
+    def _warm_up(self) -> None:
+        """Let every client have sent a message, so that what grows with that has grown."""
+        for _ in self._seconds(self._options.every):
+            pass
 
     def _hold(self) -> Figures:
         before, api_us, clients_us = look(self._system, self._crowd), *self._others_us()
