@@ -29,6 +29,7 @@ SCENARIOS: Final = {
     "ramp": "ws2api's published scenario: 250,000 clients, 25,000 messages/s; or a million",
     "compare": "the same work for all peers that this machine has",
     "scale": "1 to 32 workers at the same load",
+    "plots": "nothing: draw what was measured before",
 }
 
 

@@ -163,7 +163,7 @@ class TestTcpMemory:
 
 class TestFiles:
     def test_each_worker_bears_its_share_and_a_quarter_more(self) -> None:
-        exact = 1.25 * 250_000 / 16 + 10_000 / 16 + 1_024
+        exact = 1.25 * 250_000 / 16 + 1_000 / 16 + 1_024
         assert exact <= files_per_worker(250_000, 16) < exact + 1_025
 
     def test_hard_limit_counts(self) -> None:

@@ -4,7 +4,7 @@ ws2api's own repository shows three curves, from machines with 32 GB: connection
 as the gateway takes them, and each sends a message every 10 seconds, the first one at once. Only
 the end points are kept here, and where ws2api has all its connections; the lines in between are
 straight and stand for no measurement. The whole curves are CSV files in that repository: give them
-to `bench plot`, and they take the place of the lines.
+to `bench plots`, and they take the place of the lines.
 """
 
 from __future__ import annotations

@@ -6,13 +6,12 @@ options that it has by itself, but for these:
 
     --workers         a process may have only so many files, so clients decide how many workers
                       there are, not CPUs; their memory and wake-ups are part of the figures
-    --ping-interval   its default, 30 s, said aloud, as the other scenarios turn pings off: a client
-                      that talks every 10 s is never pinged, one that does every 30 s now and then
+    --ping-interval   its default, 30 s, or twice the time between messages, if that is longer: who
+                      talks need not be pinged, and a million pings in 30 s are 33,333 a second
 
     --api-max-connections
-                      320, see --api-connections: an API of two processes does not work on more at a
-                      time, and when the CPUs have no more to give, requests in line cost less than
-                      requests on connections of their own
+                      20 per worker, see --api-connections: when the CPUs have no more to give,
+                      requests in line cost less than requests on connections of their own
 
 Clients connect as fast as they are let in, a bounded number at once: the fewer talk already, the
 more CPU is there for connects.
@@ -53,12 +52,15 @@ PRESETS: Final = {
 AT_ONCE: Final = 128
 """Connects under way at most: when the CPUs have no more to give, it is they that wait, and the
 messages of those who are in already are still answered in time."""
-API_CONNECTIONS: Final = 320
+API_CONNECTIONS: Final = 20
+"""Per worker."""
 REST_S: Final = 0.008
 """How long a process of clients rests before it looks for answers and sends what is due: it shares
 the CPUs with the system under test, and clients of the real world bring CPUs of their own."""
+AT_ONCE_SILENT: Final = 32
+"""Per worker, as long as nobody talks: then each has more to do whenever it gets a CPU."""
 PING_INTERVAL_S: Final = 30
-"""The gateway's default."""
+"""The gateway's default, and the least here."""
 MEMORY_EVERY_S: Final = 15
 """Adding up the pages of many processes takes a while that is theirs."""
 LINE_EVERY_S: Final = 10
@@ -106,9 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-connections",
         type=int,
-        default=API_CONNECTIONS,
         metavar="N",
-        help="the gateway's --api-max-connections (default: %(default)s)",
+        help=f"the gateway's --api-max-connections (default: {API_CONNECTIONS} per worker)",
     )
     arguments.add_workers(parser)
     arguments.add_systems(parser, ("gateway",))
@@ -124,6 +125,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             f"{limits.connections:,}"
         )
     options.workers = options.workers or limits.workers_for(options.clients)
+    options.api_connections = options.api_connections or API_CONNECTIONS * options.workers
     for name in options.systems:
         with ExitStack() as stack:
             Ramp(name, options, stack).run(report)
@@ -150,7 +152,7 @@ class Ramp:
         self._options = options
         setting = SystemOptions(
             options.workers,
-            PING_INTERVAL_S,
+            max(PING_INTERVAL_S, 2 * options.every),
             options.clients,
             message_bytes=options.bytes,
             arguments=(f"--api-max-connections={options.api_connections}",),
@@ -182,11 +184,11 @@ class Ramp:
         begin = time.monotonic()
         if not options.silent:
             crowd.send_paced(interval_s=options.every)
-        crowd.start_connecting(at_once=AT_ONCE)
+        at_once = AT_ONCE_SILENT * options.workers if options.silent else AT_ONCE
+        crowd.start_connecting(at_once=at_once)
         for _ in self._seconds(3 * options.within + 30):
             if self._meter.complete_s:
                 if options.silent:
-                    crowd.send_paced(interval_s=options.every)
                     self._warm_up()
                 return self._meter.complete_s
         raise BenchError(
@@ -195,9 +197,12 @@ class Ramp:
         )
 
     def _warm_up(self) -> None:
-        """Let every client have sent a message, so that what grows with that has grown."""
-        for _ in self._seconds(self._options.every):
-            pass
+        """Let every client have sent two messages, the first one, which touches what no byte has
+        passed through yet and costs twice as much, at half the pace."""
+        for slowness in 2, 1:
+            self._crowd.send_paced(interval_s=slowness * self._options.every)
+            for _ in self._seconds(slowness * self._options.every):
+                pass
 
     def _hold(self) -> Figures:
         before, api_us, clients_us = look(self._system, self._crowd), *self._others_us()

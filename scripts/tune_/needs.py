@@ -21,7 +21,7 @@ REUSE: Final = "net.ipv4.tcp_tw_reuse"
 
 BACKLOG: Final = 4_096
 """Connections that each worker lets wait to be accepted."""
-API_CONNECTIONS: Final = 10_000
+API_CONNECTIONS: Final = 1_000
 """Connections to the API over all workers, the default of --api-max-connections."""
 OTHER_FILES: Final = 1_024
 """Files of a worker beside clients and connections to the API: pushes, Redis, its own."""
