@@ -56,6 +56,10 @@ Points = Sequence[tuple[float, float, float]]
 _THOUSANDS: Final = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
+_LEGEND_LETTERS: Final = 130
+"""What fits in a line below a plot."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `bench plots`, which draws what was measured before."""
     parser.add_argument(
@@ -340,7 +344,9 @@ def _name(axis: Axes, title: str, below: str, left: str) -> None:
 
 def _legend_below(figure: Figure, axis: Axes, handles: Iterable[Any] | None = None) -> None:
     handles = list(handles or axis.get_legend_handles_labels()[0])
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 8))
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    columns = max(1, min(len(handles), _LEGEND_LETTERS // (longest + 6)))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
 def _messages(rows: list[Row]) -> list[Row]:

@@ -173,11 +173,13 @@ class Ramp:
             figures = self._hold() | {"built_up_s": built_s}
         finally:
             name = f"{self._system.name}, {self._options.clients:,} clients"
+            name += ", silent at first" if self._options.silent else ""
             report.series(name, COLUMNS, self._meter.lines)
         load = {"clients": self._options.clients, "every_s": self._options.every}
         load |= {"workers": self._options.workers, "bytes": self._options.bytes}
         report.add(Row("ramp", self._system.name, load, figures, {}))
         self._judge(figures)
+        self._settle()
 
     def _build_up(self) -> float:
         options, crowd = self._options, self._crowd
@@ -214,7 +216,6 @@ class Ramp:
             raise BenchError(f"{self._system.name} answers nothing; {self._system.errors()}")
         gateway_kb, machine_kb = self._meter.memory_kb()
         clients = self._options.clients
-        self._settle()
         return {
             "per_second": window.done / window.time_s,
             "errors": float(self._crowd.sample().errors),
