@@ -104,8 +104,8 @@ def test_few_connections_need_nothing_of_a_usual_machine() -> None:
         ("ip_local_port_range", "10240 65535"),
         ("tcp_tw_reuse", "1"),
         ("tcp_max_orphans", "125000"),
-        ("nf_conntrack_max", "2020000"),
-        ("nf_conntrack_buckets", "505000"),
+        ("nf_conntrack_max", "2002000"),
+        ("nf_conntrack_buckets", "500500"),
         ("timeout_established", "432000"),
     ],
 )
@@ -173,7 +173,7 @@ class TestFiles:
     def test_names_the_workers_for_which_the_limit_is_enough(self) -> None:
         need = find(FILES, Plan(250_000, 2), replace(a_host(), files=(1_024, 20_000)))
         assert need is not None
-        assert need.wanted == "162816 162816"
+        assert need.wanted == "158720 158720"
         assert "start 18 workers, for which 20,000 are enough" in need.why
 
     def test_names_none_where_no_number_is_enough(self) -> None:
@@ -343,9 +343,9 @@ def test_shows_and_changes_nothing(machine: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "For 250,000 connections and 2 workers:"
     [files] = [line for line in lines if "nofile " in line]
-    assert files.split() == ["LOW", "nofile", "1024", "20000", "→", "162816", "162816"]
+    assert files.split() == ["LOW", "nofile", "1024", "20000", "→", "158720", "158720"]
     assert lines[-2].endswith("scripts/tune --connections 250000 --workers 2 --apply")
-    assert "LimitNOFILE=162816" in lines[-1]
+    assert "LimitNOFILE=158720" in lines[-1]
 
 
 def test_all_is_met(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -394,7 +394,7 @@ class TestApply:
             assert now(machine, key) == value != SYSCTLS[key]
         limits_file = (machine / host_module.LIMITS_FILE).read_text().splitlines()
         assert [line.split() for line in limits_file[1:]] == [
-            [who, which, "nofile", "162816"] for who in ("*", "root") for which in ("soft", "hard")
+            [who, which, "nofile", "158720"] for who in ("*", "root") for which in ("soft", "hard")
         ]
         assert "\nnf_conntrack\n" in (machine / host_module.MODULES_FILE).read_text()
         temporary = (machine / host_module.TEMPORARY_FILE).read_text()
