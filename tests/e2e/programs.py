@@ -28,6 +28,14 @@ def listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _heed_interrupts() -> None:
+    """Let SIGINT mean something: where the suite runs in a shell's background it is ignored.
+
+    A program inherits that, and bash sets no trap for a signal that was ignored when it began.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Program:
     """Run a command until the context ends, then terminate it.
 
@@ -49,6 +57,7 @@ class Program:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         try:
             if port is not None:
