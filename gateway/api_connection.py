@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import httptools
 
 from .exchange import CONNECT, MESSAGE, Exchange
-from .http_wire import KnownHeads, ReplyReader, ReplyTooLarge
+from .http_wire import KnownReplies, ReplyReader, ReplyTooLarge
 
 
 class Pool(Protocol):
@@ -31,7 +31,7 @@ class Pool(Protocol):
 class ApiConnection(asyncio.Protocol):
     """Carry one exchange at a time over one connection to the API."""
 
-    def __init__(self, pool: Pool, max_reply_size: int, known: KnownHeads | None = None) -> None:
+    def __init__(self, pool: Pool, max_reply_size: int, known: KnownReplies | None = None) -> None:
         self._pool = pool
         self._reply = ReplyReader(max_reply_size, known)
         self.transport: asyncio.Transport | None = None

@@ -221,6 +221,7 @@ class Session:
                     self._reply_back(reply.is_text, body)
             elif reply.status != 204:
                 self._complain(exchange, f"status {reply.status}")
+            # Asked here, because nearly always there is nothing to proceed with.
             if self._queue or self.state != OPEN or self._farewell is not None:
                 self._proceed()
         elif exchange.event == CONNECT:

@@ -23,7 +23,7 @@ from .breaker import CLOSED, OPEN, Breaker
 from .connection_pool import ConnectionPool
 from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout
 from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
-from .http_wire import KnownHeads, ReplyReader
+from .http_wire import KnownReplies, ReplyReader
 from .line import Line
 from .outage import Outage
 from .settings import Settings
@@ -62,7 +62,7 @@ class Upstream:
         self._sweeper = sweeper
         self._loop = loop
         reply_limit = int(settings.max_message_size)
-        known: KnownHeads = {}
+        known = KnownReplies()
         self._pool = ConnectionPool(
             settings,
             slot,
