@@ -11,12 +11,15 @@ import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic_ns
 from typing import Final, cast
 
 import httptools
 
+from . import counters as c
 from . import outcomes
 from .ask import Ask
+from .envelope import PUSH
 from .handshake import MAX_HEAD_BYTES, MAX_HEADERS
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
@@ -53,7 +56,7 @@ class _Refused(Exception):
 class PushRequest(Ask):
     """Be an ask that came over a connection of the push port."""
 
-    __slots__ = ("_connection", "answer", "wants_no_body")
+    __slots__ = ("_began_ns", "_connection", "answer", "wants_no_body")
 
     def __init__(self, connection: PushConnection) -> None:
         Ask.__init__(self)
@@ -61,9 +64,13 @@ class PushRequest(Ask):
         self.answer = b""
         """The whole HTTP answer; empty until the outcome is known."""
         self.wants_no_body = False
+        self._began_ns = monotonic_ns()
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Answer the API."""
+        if self.kind == PUSH:
+            took = c.REMOTE_PUSH_LATENCY if self.forwarded else c.LOCAL_PUSH_LATENCY
+            took.observe(self._connection.slot, (monotonic_ns() - self._began_ns) // 1000)
         self.answer = self._connection.encode_answer(self, outcome, body)
         self._connection.write_answers()
 
@@ -78,6 +85,8 @@ class PushConnection(asyncio.Protocol):
 
     def __init__(self, hub: PushHub, shows_totals: bool = False) -> None:
         self._hub = hub
+        self.slot = hub.slot
+        """The worker's counters."""
         self._shows_totals = shows_totals
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -377,7 +386,7 @@ class PushConnection(asyncio.Protocol):
 
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Return the HTTP answer to an outcome, and count it."""
-        self._hub.slot[outcomes.ANSWERS[outcome][2]] += 1
+        self.slot[outcomes.ANSWERS[outcome][2]] += 1
         is_last = self._closing and bool(self._pending) and self._pending[-1] is request
         return encode_answer(outcome, body, is_last=is_last, with_body=not request.wants_no_body)
 
