@@ -470,7 +470,7 @@ def test_one_profile_of_a_worker_at_a_time(gateway: GatewayProcess, admin: PushC
 
 
 def test_says_that_redis_is_away(
-    start_gateway: StartGateway, own_api: FakeApi, valkey: Any
+    api: FakeApi, valkey: ValkeyProcess, start_gateway: StartGateway
 ) -> None:
     gateway = start_gateway(api=api.url, redis=valkey.url, admin_token=TOKEN)
     client = gateway.connect("ann")
