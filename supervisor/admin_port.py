@@ -100,8 +100,8 @@ class AdminPort:
             ("POST", "/reload", self._reload),
             ("POST", "/drain", self._drain),
             ("DELETE", "/drain", self._drain),
-            ("POST", r"/workers/{worker:\d{1,9}}/drain", self._replace),
-            ("POST", r"/workers/{worker:\d{1,9}}/profile", self._profile),
+            ("POST", "/workers/{worker}/drain", self._replace),
+            ("POST", "/workers/{worker}/profile", self._profile),
         ):
             router.add_route(method, path, self._guarded(handler))
         application.on_cleanup.append(self._close)
@@ -247,12 +247,12 @@ class AdminPort:
         return web.json_response({"draining": on})
 
     async def _replace(self, request: web.Request) -> web.Response:
-        worker = int(request.match_info["worker"])
+        worker = _worker(request)
         self._operations.replace(worker)
         return web.json_response({"worker": worker}, status=202)
 
     async def _profile(self, request: web.Request) -> web.Response:
-        worker, kind = int(request.match_info["worker"]), request.query.get("kind", "cpu")
+        worker, kind = _worker(request), request.query.get("kind", "cpu")
         seconds = _whole_number(request, "seconds", 10)
         body = await self._operations.profile(worker, kind, seconds)
         suffix = {"cpu": "pstats", "memory": "tracemalloc"}[kind]
@@ -268,6 +268,13 @@ def _whole_number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise RequestError(400, f"{name} must be a whole number")
+    return int(text)
+
+
+def _worker(request: web.Request) -> int:
+    text = request.match_info["worker"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise RequestError(404, "no such worker")
     return int(text)
 
 
