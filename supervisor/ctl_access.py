@@ -90,7 +90,7 @@ def _find(
         token = environment.get(source) or None
     if token is None and settings is not None:
         source = str(settings.config)
-        secret = getattr(settings, f"{name}_token")
+        secret = getattr(settings, f"{name}_token", None)
         token = None if secret is None else secret.get_secret_value()
     if token is None:
         source = ""
@@ -109,17 +109,12 @@ def parse_url(text: str, option: str) -> str:
     Raises:
         UsageError: if it is none. It is not repeated: there may be a password in it.
     """
-    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
-        port = parts.port
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        port = 0
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or port == 0
-        or not re.fullmatch(r"[!-~]*", text)
-    ):
+        is_url = False
+    if not is_url or not re.fullmatch(r"[!-~]+", text):
         raise UsageError(f"{option}: expected a URL like http://127.0.0.1:7003")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(f"{option}: no user, query or fragment may stand in the URL")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Final, NoReturn
@@ -31,7 +32,9 @@ class Parser(argparse.ArgumentParser):
     """Raise what is wrong with the command line instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        # A wrong word is not repeated: behind a misspelt option it may be a token.
+        text = re.sub(r"invalid choice: .* \((choose .*)\)", r"\1", message, flags=re.DOTALL)
+        raise UsageError(f"{text.removeprefix('argument ')}; see {self.prog} --help")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -174,7 +177,13 @@ def _declare_reload(parser: Parser) -> None:
 
 
 def _declare_profile(parser: Parser) -> None:
-    parser.add_argument("--worker", metavar="N", type=_Whole(0, 1023), required=True)
+    parser.add_argument(
+        "--worker",
+        metavar="N",
+        type=_Whole(0, 1023),
+        required=True,
+        help="its number, as status shows it",
+    )
     parser.add_argument(
         "--kind",
         choices=("cpu", "memory"),

@@ -137,10 +137,20 @@ def _facts(status: Object, rates: Rates) -> list[tuple[str, str]]:
         ("pushes", _list_nonzero(status.get("pushes", {}))),
         ("closes", _list_nonzero(closes)),
         ("errors", _list_nonzero(status.get("errors", {}))),
-        ("disconnects", _list_nonzero(status.get("disconnects", {}))),
+        ("disconnects", _describe_disconnects(status.get("disconnects", {}))),
         ("api", str(status.get("api", ""))),
         ("redis", "" if redis is None else "up" if redis else "away"),
     ]
+
+
+def _describe_disconnects(disconnects: Object) -> str:
+    """Say how many DELETEs wait for the API; nothing if all is well."""
+    words = [
+        f"{disconnects[n]:,} {n}" for n in ("pending", "held", "dropped") if disconnects.get(n)
+    ]
+    if disconnects.get("oldest_s"):
+        words.insert(1, f"the oldest for {_duration(disconnects['oldest_s'])}")
+    return ", ".join(words)
 
 
 def _join(values: Object, form: Callable[[Any], str], **words: str) -> str:
