@@ -146,7 +146,7 @@ class Port:
             yield
         except TimeoutError:
             raise self._late(timeout_s) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # Unicode: a host name
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UnreachableError(
                 f"cannot reach {self}: {why}; is the gateway running? "

@@ -809,6 +809,9 @@ class TestStrangePorts:
     def test_that_do_not_finish(self, run: Run, say: Callable[[bytes], str], answer: bytes) -> None:
         run("status", "--timeout=0.2", "--admin", say(answer)).assert_failed(3, "0.2 s")
 
+    def test_a_host_that_no_name_server_knows(self, run: Run) -> None:
+        run("status", "--admin", "http://a..b").assert_failed(3, "cannot reach")
+
     def test_that_redirect(self, run: Run, admin: FakePort) -> None:
         admin.answer("GET /status", "", 302, {"Location": "http://elsewhere.example/"})
         run("status").assert_failed(1, "Found")
