@@ -45,9 +45,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: after --help and --version (0).
     """
     options, surplus = create_parser().parse_known_args(list(arguments))
-    if surplus:
+    if surplus and not _take_message(options, surplus):
         raise UsageError(_describe_surplus(surplus))
     return argparse.Namespace(**{**_DEFAULTS, **vars(options)})
+
+
+def _take_message(options: argparse.Namespace, surplus: Sequence[str]) -> bool:
+    """Take what is left as the MESSAGE, which argparse misses behind an option behind the ID."""
+    if options.command != "push" or options.message is not None:
+        return False
+    follows_dashes = surplus[0] == "--"
+    words = surplus[1:] if follows_dashes else surplus
+    if len(words) != 1 or (words[0].startswith("-") and words[0] != "-" and not follows_dashes):
+        return False
+    options.message = words[0]
+    return True
 
 
 def _describe_surplus(surplus: Sequence[str]) -> str:

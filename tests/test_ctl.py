@@ -186,6 +186,29 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
     return provide
 
 
+@pytest.fixture
+def say() -> Iterator[Callable[[bytes], str]]:
+    """Serve one connection: read a little, send the bytes, end; return the URL."""
+    threads: list[threading.Thread] = []
+
+    def serve(server: socket.socket, data: bytes) -> None:
+        with server, server.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(data)
+            if data.endswith(ENDLESS.encode()):  # and go on saying nothing
+                connection.recv(1)
+
+    def start(data: bytes) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        threads.append(threading.Thread(target=serve, args=(server, data)))
+        threads[-1].start()
+        return "http://{}:{}".format(*server.getsockname())
+
+    yield start
+    for thread in threads:
+        thread.join(DEADLINE_S)
+
+
 def cells(text: str) -> list[list[str]]:
     """Split columns, which have two spaces or more between them."""
     return [re.split(r"  +", line.strip()) for line in text.splitlines()]
@@ -430,13 +453,35 @@ class TestPush:
         assert run("push", "ann", "").status == 0
         self.assert_sent(push, b"")
 
-    def test_a_dash_in_front(self, run: Run, push: FakePort) -> None:
-        assert run("push", "ann", "--", "--json").status == 0
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("--", "ann", "--json"),
+            ("ann", "--", "--json"),
+            ("ann", "--timeout=5", "--", "--json"),
+            ("--timeout=5", "ann", "--", "--json"),
+        ],
+    )
+    def test_a_dash_in_front(self, run: Run, push: FakePort, arguments: tuple[str, ...]) -> None:
+        assert run("push", *arguments).status == 0
         self.assert_sent(push, b"--json")
+
+    @pytest.mark.parametrize(
+        "arguments", [("ann", "x", "--binary"), ("ann", "--binary", "x"), ("--binary", "ann", "x")]
+    )
+    def test_options_in_any_place(
+        self, run: Run, push: FakePort, arguments: tuple[str, ...]
+    ) -> None:
+        assert run("push", *arguments).status == 0
+        self.assert_sent(push, b"x", **{"Content-Type": "application/octet-stream"})
+
+    def test_misspelt_options_are_no_message(self, run: Run) -> None:
+        run("push", "ann", "--binry").assert_failed(2, "no such option: --binry")
+        run("push", "ann", "--binry", "x").assert_failed(2, "no such option: --binry")
 
     def test_standard_input(self, run: Run, push: FakePort, stdin: Callable[[bytes], None]) -> None:
         stdin(b"\x00\xff\r\n")
-        assert run("push", "ann", "-", "--binary").status == 0
+        assert run("push", "ann", "--binary", "-").status == 0
         self.assert_sent(push, b"\x00\xff\r\n", **{"Content-Type": "application/octet-stream"})
 
     def test_file(self, run: Run, push: FakePort, tmp_path: Path) -> None:
@@ -585,6 +630,14 @@ class TestProfile:
         run("profile", "--worker=9", "--output", str(path)).assert_failed(1, "no worker 9")
         assert path.read_text() == "of yesterday"
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_is_whole_or_not_there(
+        self, run: Run, say: Callable[[bytes], str], tmp_path: Path
+    ) -> None:
+        url = say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        run("profile", "--worker=0", "--output", str(tmp_path / "profile"), "--admin", url)
+        run.assert_failed(3)
+        assert not list(tmp_path.iterdir())
 
     def test_finds_out_first_that_it_cannot_write(
         self, run: Run, admin: FakePort, tmp_path: Path
@@ -753,28 +806,6 @@ def unused_port() -> int:
 
 
 class TestStrangePorts:
-    @pytest.fixture
-    def say(self) -> Iterator[Callable[[bytes], str]]:
-        """Serve one connection: read a little, send the bytes, end; return the URL."""
-        threads: list[threading.Thread] = []
-
-        def serve(server: socket.socket, data: bytes) -> None:
-            with server, server.accept()[0] as connection:
-                connection.recv(1 << 16)
-                connection.sendall(data)
-                if data.endswith(ENDLESS.encode()):  # and go on saying nothing
-                    connection.recv(1)
-
-        def start(data: bytes) -> str:
-            server = socket.create_server(("127.0.0.1", 0))
-            threads.append(threading.Thread(target=serve, args=(server, data)))
-            threads[-1].start()
-            return "http://{}:{}".format(*server.getsockname())
-
-        yield start
-        for thread in threads:
-            thread.join(DEADLINE_S)
-
     def test_nobody_there(self, run: Run) -> None:
         url = f"http://127.0.0.1:{unused_port()}"
         run("status", "--admin", url).assert_failed(3, url, "Connection refused", "--admin URL")
