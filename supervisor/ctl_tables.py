@@ -108,10 +108,8 @@ class Screen:
         """Return what rich prints for the parts."""
         from rich.console import Group
 
-        is_wide = self.console.width >= _WIDE_FROM
-        return Group(
-            *(_rich_table(p, is_wide) if isinstance(p, Table) else _rich(p) for p in parts)
-        )
+        width = self.console.width
+        return Group(*(_rich_table(p, width) if isinstance(p, Table) else _rich(p) for p in parts))
 
 
 def _text(cell: Cell) -> str:
@@ -124,11 +122,13 @@ def _rich(cell: Cell) -> Text:
     return Text(clean(_text(cell)), style=cell.tone if isinstance(cell, Word) else "")
 
 
-def _rich_table(table: Table, is_wide: bool) -> RenderableType:
+def _rich_table(table: Table, width: int) -> RenderableType:
     from rich.table import Table as RichTable
 
     table.grow()
+    is_wide = width >= _WIDE_FROM
     shown = [i for i, column in enumerate(table.columns) if is_wide or not column.wide]
+    fits = sum(table.widths[i] + len(_GAP) for i in shown) <= width
     result = RichTable(
         box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), show_header=table.has_head
     )
@@ -139,7 +139,7 @@ def _rich_table(table: Table, is_wide: bool) -> RenderableType:
             justify="right" if column.right else "left",
             header_style="dim",
             overflow="fold",  # an id is worth nothing when its end is missing
-            min_width=min(table.widths[i], 40),
+            min_width=table.widths[i] if fits else None,
         )
     for row in table.rows:
         result.add_row(*(_rich(row[i]) for i in shown))

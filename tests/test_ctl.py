@@ -902,6 +902,12 @@ class TestTerminal:
                 assert "[red]" in text
                 assert ":smile:" in text
 
+    @pytest.mark.parametrize("columns", [40, 80, 200])
+    def test_nothing_is_cut_off(self, admin: FakePort, columns: int) -> None:
+        admin.answer("GET /errors", {"errors": [ERROR | {"text": "§" * 150}]})
+        output = self.on_terminal("errors", "--admin", admin.url, COLUMNS=str(columns))
+        assert output.count("§") == 150
+
     def test_redraws_while_it_watches(self, admin: FakePort) -> None:
         admin.answer("GET /status", STATUS)
         command = [COMMAND, "status", "--watch=0.05", "--admin", admin.url]
