@@ -145,12 +145,14 @@ def _statuses(session: Session) -> Iterator[tuple[Object, views.Rates]]:
 
 def _clients(session: Session) -> int:
     if session.options.json:
-        # As text: a million clients take a fifth of the memory that way.
+        # As text, which takes a tenth of the memory: there may be a million clients.
         encoded, cursor = [], None
         for page in _pages(session):
-            encoded += [encode_json(client) for client in page.clients]
+            encoded += [encode_json(page.clients)[1:-1]] if page.clients else []
             cursor = page.cursor
-        print(f'{{"clients": [{", ".join(encoded)}], "cursor": {encode_json(cursor)}}}')
+        sys.stdout.write('{"clients": [')
+        sys.stdout.writelines(f"{', ' if i else ''}{text}" for i, text in enumerate(encoded))
+        sys.stdout.write(f'], "cursor": {encode_json(cursor)}}}\n')
     else:
         _print_clients(session)
     return EXIT_DONE

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -95,7 +97,7 @@ class Port:
         timeout_s = self._timeout_s + request.work_s
         connection = self._connection(timeout_s)
         try:
-            with self._translating(timeout_s):
+            with self._translating(timeout_s), _cut_after(timeout_s, connection):
                 self._send(connection, request)
                 response = connection.getresponse()
             if not 200 <= response.status <= 299:
@@ -142,11 +144,12 @@ class Port:
     @contextlib.contextmanager
     def _translating(self, timeout_s: float) -> Iterator[None]:
         """Turn what a socket and a parser raise into one line."""
+        began_at = time.monotonic()
         try:
             yield
-        except TimeoutError:
-            raise self._late(timeout_s) from None
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # Unicode: a host name
+            if isinstance(error, TimeoutError) or time.monotonic() - began_at >= timeout_s:
+                raise self._late(timeout_s) from None
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UnreachableError(
                 f"cannot reach {self}: {why}; is the gateway running? "
@@ -170,6 +173,29 @@ class Port:
         elif status in (404, 405) and access.option == "--admin" and "error" not in told:
             text = f"{self} knows no {request.method} {request.path}; is it of this version?"
         return RefusedError(str(text)[:_MAX_REFUSAL_CHARACTERS], status)
+
+
+@contextlib.contextmanager
+def _cut_after(timeout_s: float, connection: http.client.HTTPConnection) -> Iterator[None]:
+    """Cut a connection off whose answer trickles: the socket's own limit is for each step."""
+
+    is_late = threading.Event()
+
+    def cut() -> None:
+        is_late.set()
+        with contextlib.suppress(OSError):
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(timeout_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if is_late.is_set():  # the parser takes the end of the connection for the end of the head
+        raise TimeoutError
 
 
 def _parse_object(body: bytes) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -839,6 +840,25 @@ class TestStrangePorts:
     )
     def test_that_do_not_finish(self, run: Run, say: Callable[[bytes], str], answer: bytes) -> None:
         run("status", "--timeout=0.2", "--admin", say(answer)).assert_failed(3, "0.2 s")
+
+    @pytest.mark.parametrize(
+        "piece", [b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n", b"A: b\r\n"]
+    )
+    def test_that_trickle(self, run: Run, piece: bytes) -> None:
+        def trickle(server: socket.socket) -> None:
+            with contextlib.suppress(OSError), server.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n" if piece.startswith(b"A") else b"")
+                while not ended.wait(0.02):
+                    connection.sendall(piece)
+
+        ended = threading.Event()
+        with closing(socket.create_server(("127.0.0.1", 0))) as server:
+            thread = threading.Thread(target=trickle, args=(server,))
+            thread.start()
+            url = "http://{}:{}".format(*server.getsockname())
+            run("status", "--timeout=0.3", "--admin", url).assert_failed(3, "within 0.3 s")
+            ended.set()
+            thread.join(DEADLINE_S)
 
     def test_a_host_that_no_name_server_knows(self, run: Run) -> None:
         run("status", "--admin", "http://a..b").assert_failed(3, "cannot reach")
