@@ -276,10 +276,10 @@ def _reload(session: Session) -> int:
 def _replace(session: Session, path: str, worker: int | None) -> int:
     """Have one worker or all of them replaced; wait for the new ones if told to."""
     wait_s = session.options.wait
-    old = {} if wait_s is None else _list_pids(session, worker)
+    before = {} if wait_s is None else session.admin.ask_object("GET", "/status")
     session.admin.ask(Request("POST", path))
     if wait_s is not None:
-        _await_others(session, old, wait_s)
+        _await_others(session, _list_pids(before, worker), wait_s)
     subject = "all workers" if worker is None else f"worker {worker}"
     text = f"replacing {subject}" if wait_s is None else f"replaced {subject}"
     document = {} if worker is None else {"worker": worker}
@@ -289,27 +289,30 @@ def _replace(session: Session, path: str, worker: int | None) -> int:
 
 def _await_others(session: Session, old: dict[int, int | None], wait_s: float) -> None:
     """Wait until other processes serve than the old ones; the admin port is away meanwhile."""
-    deadline, error = time.monotonic() + wait_s, None
+    deadline, error, has_begun = time.monotonic() + wait_s, None, False
     while time.monotonic() < deadline:
         try:
-            now, error = _list_pids(session, None, state="serving"), None
+            status, error = session.admin.ask_object("GET", "/status"), None
         except UnreachableError as away:
             error = away
         else:
+            now, is_rolling = _list_pids(status, None, state="serving"), status.get("rolling")
             if all(now.get(worker) not in (None, pid) for worker, pid in old.items()):
                 return
+            if has_begun and not is_rolling:
+                raise RefusedError("the gateway has given up; its log says why")
+            has_begun = bool(is_rolling)
         time.sleep(_POLL_S)
     raise error or RefusedError(
         f"not all of it is replaced after {wait_s:g} s; the gateway's log says why"
     )
 
 
-def _list_pids(session: Session, worker: int | None, state: str = "") -> dict[int, int | None]:
+def _list_pids(status: Object, worker: int | None, state: str = "") -> dict[int, int | None]:
     """Return the processes of the workers, or of one; of those in a state, if one is given."""
-    workers = session.admin.ask_object("GET", "/status").get("workers", [])
     return {
         w["worker"]: w["pid"]
-        for w in workers
+        for w in status.get("workers", [])
         if worker in (None, w["worker"]) and state in ("", w["state"])
     }
 

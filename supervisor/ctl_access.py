@@ -90,7 +90,7 @@ def _find(
         token = environment.get(source) or None
     if token is None and settings is not None:
         source = str(settings.config)
-        secret = getattr(settings, f"{name}_token", None)
+        secret = getattr(settings, f"{name}_token")
         token = None if secret is None else secret.get_secret_value()
     if token is None:
         source = ""

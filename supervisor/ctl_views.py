@@ -108,6 +108,8 @@ def show_errors(errors: Sequence[Object]) -> list[Part]:
 def _headline(status: Object) -> Word:
     version = f" {status['version']}" if "version" in status else ""
     start = f"ws2api{version}, up {_duration(status.get('uptime_s'))}"
+    if status.get("rolling"):
+        start += ", workers are being replaced"
     if status.get("draining"):
         return Word(f"{start}: draining, load balancers send nobody new", WARN)
     if "ready" not in status:

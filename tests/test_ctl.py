@@ -244,6 +244,12 @@ class TestStatus:
         admin.answer("GET /status", STATUS | {"ready": False, "draining": True})
         assert "draining" in run("status").out.splitlines()[0]
 
+    def test_tells_that_workers_are_replaced(self, run: Run, admin: FakePort) -> None:
+        admin.answer("GET /status", STATUS | {"rolling": True})
+        assert run("status").out.startswith(
+            "ws2api 0.1.0, up 1 d 1 h, workers are being replaced: ready\n"
+        )
+
     def test_bears_an_older_gateway(self, run: Run, admin: FakePort) -> None:
         worker = {"worker": 0, "state": "serving", "pid": 1, "uptime_s": 4, "connections": 2}
         admin.answer("GET /status", {"uptime_s": 3, "workers": [worker], "disconnects": {}})
@@ -592,6 +598,12 @@ class TestReload:
         admin.answer("GET /status", self.workers(1))
         run("reload", "--wait=0.3").assert_failed(1, "after 0.3 s", "log")
 
+    def test_does_not_wait_for_what_was_given_up(self, run: Run, admin: FakePort) -> None:
+        admin.answer("POST /reload", {}, 202)
+        for is_rolling in (False, False, True, True, False):
+            admin.answer("GET /status", self.workers(1) | {"rolling": is_rolling})
+        run("reload", "--wait").assert_failed(1, "given up", "log")
+
     def test_bears_that_the_admin_port_is_replaced_too(self, run: Run, admin: FakePort) -> None:
         admin.answer("POST /reload", {}, 202)
         admin.answer("GET /status", self.workers(1))
@@ -758,10 +770,11 @@ class TestConfiguration:
             'admin-listen = "0.0.0.0:9003"',
             'push-listen = "[::]:9002"',
             'push-token = "of-pushes"',
+            'admin-token = "of-the-admin"',
         )
         assert self.find("--config", config) == (
             "http://127.0.0.1:9003",
-            None,
+            "of-the-admin",
             "http://[::1]:9002",
             "of-pushes",
         )
@@ -790,6 +803,12 @@ class TestConfiguration:
     def test_that_is_wrong(self, run: Run, tmp_path: Path) -> None:
         config = self.write(tmp_path, "workers = 0")
         run("status", "--config", config).assert_failed(2, "workers: must be at least 1")
+
+    @pytest.mark.parametrize("line", ['admin-token = "{} {}"', 'admin-token = ["{}{}"]'])
+    def test_does_not_repeat_a_token(self, run: Run, tmp_path: Path, line: str) -> None:
+        config = self.write(tmp_path, line.format(TestTokens.SECRET, "x"))
+        run("status", "--config", config).assert_failed(2, "admin-token")
+        assert TestTokens.SECRET not in run.err
 
     def test_that_leaves_the_port_open(self, run: Run, tmp_path: Path) -> None:
         config = self.write(tmp_path, 'admin-listen = "127.0.0.1:0"')
