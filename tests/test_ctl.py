@@ -26,6 +26,8 @@ from ws2api.supervisor.ctl_arguments import parse
 from ws2api.supervisor.ctl_tables import clean
 
 COMMAND = str(Path(sys.executable).with_name("ws2api-ctl"))
+# Where the suite runs in the background of a shell, SIGINT is ignored, and that is inherited.
+INTERRUPTIBLE = ("env", "--default-signal=INT", COMMAND)
 
 STATUS: dict[str, Any] = {
     "version": "0.1.0",
@@ -272,7 +274,7 @@ class TestStatus:
 class TestWatch:
     def watch(self, url: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [COMMAND, "status", "--watch", "0.05", "--admin", url, *arguments],
+            [*INTERRUPTIBLE, "status", "--watch", "0.05", "--admin", url, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -949,7 +951,7 @@ class TestTerminal:
 
     def test_redraws_while_it_watches(self, admin: FakePort) -> None:
         admin.answer("GET /status", STATUS)
-        command = [COMMAND, "status", "--watch=0.05", "--admin", admin.url]
+        command = [*INTERRUPTIBLE, "status", "--watch=0.05", "--admin", admin.url]
         with Terminal(command, COLUMNS="100") as terminal:
             terminal.read_until(r"(?s)(messages now.*){3}")
             terminal.process.send_signal(signal.SIGINT)
