@@ -6,7 +6,6 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Final, NoReturn
 
 from .ctl_errors import UsageError
@@ -81,7 +80,7 @@ def create_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--version", action="version", version=f"{PROGRAM} {metadata.version('ws2api')}"
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version"
     )
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", required=True
@@ -244,6 +243,17 @@ def _add_wait(parser: Parser, text: str) -> None:
         const=_WAIT_S,
         help=f"{text}, for {_WAIT_S:g} s unless given",
     )
+
+
+class _Version(argparse.Action):
+    """Print the version, which takes a while to find out, only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print it, and exit."""
+        from importlib import metadata
+
+        print(f"{PROGRAM} {metadata.version('ws2api')}")
+        parser.exit()
 
 
 class _Whole:

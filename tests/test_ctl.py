@@ -1010,7 +1010,7 @@ class TestUsage:
 class TestProcess:
     def test_loads_little(self) -> None:
         """A command that waits for its imports longer than for the gateway is a nuisance."""
-        heavy = ("asyncio", "aiohttp", "pydantic", "uvloop", "rich", "structlog", "redis")
+        heavy = ("asyncio", "aiohttp", "importlib.metadata", "pydantic", "rich", "structlog")
         code = (
             "import sys; from ws2api.supervisor import ctl; ctl.main(['status', '--timeout=1']); "
             f"print([name for name in {heavy} if name in sys.modules])"
