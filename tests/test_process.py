@@ -46,6 +46,8 @@ def test_child_has_clean_signals() -> None:
             + 4 * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
             + 8 * bool(mask)
             + 16 * (signal.set_wakeup_fd(-1) != -1)
+            + 32 * (signal.getsignal(signal.SIGUSR1) != signal.SIG_IGN)
+            + 64 * (signal.getsignal(signal.SIGUSR2) != signal.SIG_DFL)
         )
 
     former = signal.signal(signal.SIGTERM, lambda *_: None)
