@@ -22,7 +22,7 @@ import pytest
 
 from .programs import ROOT, Program, free_port
 
-SOURCES = ROOT / "docs" / "examples" / "first_api"
+SOURCES = ROOT / "docs" / "examples" / "first-api"
 USERS = ("ann", "bob")
 
 
