@@ -49,6 +49,7 @@ def run(name: str, folder: Path, base: str = "", **options: Option) -> Iterator[
         }
         with Program(command, port=port, **environment) as api:
             yield Setup(gateway, api, environment["PUSH"])
+            gateway.disconnect_all()
             gateway.stop()  # while its last requests still find the API
 
 

@@ -14,7 +14,9 @@ from harness.gateway import GatewayProcess
 from harness.ws import WsClient
 
 from . import first_apis
+from .browser import CHROMIUM, Browser
 from .first_apis import FirstApi
+from .programs import ROOT
 
 Start = Callable[[Path, str], AbstractContextManager[FirstApi]]
 
@@ -135,3 +137,25 @@ def test_api_keeps_its_connections(first: Setup, request: pytest.FixtureRequest)
     connection.getresponse().read()
     assert connection.sock is kept
     connection.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_browser_sends_its_session_cookie_to_the_gateway(tmp_path: Path) -> None:
+    with (
+        first_apis.php_alone(tmp_path, "127.0.0.1:1") as api,
+        GatewayProcess(api=f"http://127.0.0.1:{api.port}/ws/") as gateway,
+        Browser() as browser,
+    ):
+        page = browser.open(f"http://127.0.0.1:{api.port}/")
+        page.fill("[name=user]", "ann")
+        page.fill("[name=password]", first_apis.password("ann"))
+        page.press_enter()
+        page.wait_for("document.body.innerText == 'you are ann'")
+        lines = (ROOT / "docs" / "first-api" / "README.md").read_text().splitlines()
+        start = next(n for n, line in enumerate(lines) if line.startswith("ws = new WebSocket("))
+        typed = "; ".join(line.strip().rstrip(";") for line in lines[start : start + 3])
+        assert typed.count("ws.on") == 2
+        typed = typed.replace("127.0.0.1:7001", "{}:{}".format(*gateway.clients_address))
+        page.evaluate("console.log = (text) => document.body.append(text)")
+        page.evaluate(f"{typed}; 0")
+        page.wait_for("document.body.innerText.includes('you said: hello')")

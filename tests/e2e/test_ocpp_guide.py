@@ -70,6 +70,7 @@ def charging() -> Iterator[Charging]:
         push = "{}:{}".format(*gateway.pushes_address)
         with Program([sys.executable, str(EXAMPLE)], port=port, PORT=str(port), PUSH=push):
             yield Charging(gateway, port)
+            gateway.disconnect_all()
             gateway.stop()  # while its last requests still find the API
 
 
