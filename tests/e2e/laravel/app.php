@@ -12,6 +12,9 @@ spl_autoload_register(function (string $class) {
 
 class HttpKernel extends Illuminate\Foundation\Http\Kernel
 {
+    protected $middleware = [
+        Illuminate\Foundation\Http\Middleware\PreventRequestsDuringMaintenance::class,
+    ];
     protected $middlewareGroups = ['web' => [
         Illuminate\Cookie\Middleware\EncryptCookies::class,
         Illuminate\Cookie\Middleware\AddQueuedCookiesToResponse::class,
