@@ -24,9 +24,14 @@ class HttpKernel extends Illuminate\Foundation\Http\Kernel
 }
 
 $app = new Illuminate\Foundation\Application(__DIR__);
-$app->singleton(Illuminate\Contracts\Http\Kernel::class, HttpKernel::class);
-$app->singleton(Illuminate\Contracts\Console\Kernel::class, Illuminate\Foundation\Console\Kernel::class);
-$app->singleton(Illuminate\Contracts\Debug\ExceptionHandler::class, Illuminate\Foundation\Exceptions\Handler::class);
+foreach ([
+    Illuminate\Contracts\Http\Kernel::class => HttpKernel::class,
+    Illuminate\Contracts\Console\Kernel::class => Illuminate\Foundation\Console\Kernel::class,
+    Illuminate\Contracts\Debug\ExceptionHandler::class =>
+        Illuminate\Foundation\Exceptions\Handler::class,
+] as $contract => $class) {
+    $app->singleton($contract, $class);
+}
 $app->booted(function ($app) {
     require __DIR__ . '/routes/gateway.php';
     require __DIR__ . '/routes/login.php';

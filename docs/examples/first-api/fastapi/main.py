@@ -124,7 +124,8 @@ api.include_router(gateway)
 @api.get("/", response_class=HTMLResponse)
 async def form() -> str:
     return """<form method="post" action="/login"><input name="user" placeholder="user">
-        <input name="password" type="password" placeholder="password"><button>log in</button>"""
+        <input name="password" type="password" placeholder="password">
+        <button>log in</button></form>"""
 
 
 @api.post("/login", response_class=PlainTextResponse)

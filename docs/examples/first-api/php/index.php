@@ -85,5 +85,6 @@ if (preg_match('~^/ws/([^/]+)$~', $path, $found)) { // from the gateway
     echo 'you are ', htmlspecialchars($_SESSION['user'] ?? 'nobody');
 } else {
     echo '<form method="post" action="/login"><input name="user" placeholder="user">
-        <input name="password" type="password" placeholder="password"><button>log in</button></form>';
+        <input name="password" type="password" placeholder="password">
+        <button>log in</button></form>';
 }

@@ -2,7 +2,9 @@
 return [
     'default' => 'stderr',
     'channels' => ['stderr' => [
-        'driver' => 'monolog', 'level' => 'debug', 'handler' => Monolog\Handler\StreamHandler::class,
+        'driver' => 'monolog',
+        'level' => 'debug',
+        'handler' => Monolog\Handler\StreamHandler::class,
         'with' => ['stream' => 'php://stderr'],
     ]],
 ];

@@ -17,7 +17,8 @@ return new class extends Migration
             $table->rememberToken();
         });
         foreach (['ann', 'bob'] as $name) {
-            DB::table('users')->insert(['name' => $name, 'password' => Hash::make("secret-of-$name")]);
+            $password = Hash::make("secret-of-$name");
+            DB::table('users')->insert(['name' => $name, 'password' => $password]);
         }
     }
 };
