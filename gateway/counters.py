@@ -248,7 +248,13 @@ HOST_DRAINING: Final = 0
 """1 while /readyz is to say no, so that load balancers send nobody (by the admin process)."""
 ROLLING: Final = 1
 """1 while workers are being replaced (by the supervisor)."""
-REPLACE_WANTED: Final = 2
+RELOADS_DONE: Final = 2
+"""Reloads whose workers were all replaced (by the supervisor)."""
+RELOADS_REFUSED: Final = 3
+"""Reloads whose settings were wrong."""
+RELOADS_FAILED: Final = 4
+"""Reloads that were given up because a replacement did not come to serve."""
+REPLACE_WANTED: Final = 5
 """From here on a word for each worker: how often it was to be replaced (by the admin process)."""
 
 BANKS: Final = 2

@@ -12,6 +12,7 @@ from typing import Final
 import httptools
 from websockets.utils import accept_key
 
+from .client_id import check_client_id
 from .errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
 from .http_wire import ReplyReader
 from .settings import Settings
@@ -20,11 +21,6 @@ MAX_HEAD_BYTES: Final = 16_384
 MAX_LINE_BYTES: Final = 8_192
 MAX_HEADERS: Final = 100
 
-# Unreserved or percent-encoded characters, RFC 3986, 2.1 and 2.3: they mean the same in every
-# framework's router and in every proxy's access rule.
-MAX_CLIENT_ID_BYTES: Final = 255
-CLIENT_ID_PATTERN: Final = rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+"
-_CLIENT_ID: Final = re.compile(CLIENT_ID_PATTERN)
 _QUERY: Final = re.compile(rb"[!-~]*")
 _FIELD_VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
@@ -52,27 +48,6 @@ _PASSED_ON: Final = (
 # The rest of an API's refusal that reaches the client beside status and body.
 _REFUSAL_HEADERS: Final = {b"www-authenticate": b"WWW-Authenticate", b"retry-after": b"Retry-After"}
 _PASSED_STATUSES: Final = frozenset((401, 403, 404, 409, 429))
-
-
-def check_client_id(client_id: bytes) -> None:
-    """Accept an id that may stand in a path.
-
-    Raises:
-        HandshakeError: if it is empty, too long, reserved, or holds what an id may not.
-    """
-    if not client_id:
-        raise HandshakeError("the path names no client id")
-    if len(client_id) > MAX_CLIENT_ID_BYTES:
-        raise HandshakeError(f"the client id is longer than {MAX_CLIENT_ID_BYTES} bytes")
-    if client_id in (b".", b".."):
-        raise HandshakeError("a client id may not be . or ..")
-    if client_id.startswith(b"@"):
-        raise HandshakeError("client ids that begin with @ are reserved")
-    if not _CLIENT_ID.fullmatch(client_id):
-        raise HandshakeError("the client id has characters that must be percent-encoded")
-    decoded = client_id.lower()
-    if decoded in (b"%2e", b"%2e%2e", b".%2e", b"%2e."):
-        raise HandshakeError("a client id may not be . or ..")
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from .client_id import CLIENT_ID_PATTERN, MAX_CLIENT_ID_BYTES
 from .frames import TEXT, is_utf8
-from .handshake import CLIENT_ID_PATTERN, MAX_CLIENT_ID_BYTES
 from .known_heads import KnownHeads
 
 # A client id with one of these in front wants a closer look: `.`, `..`, and what is reserved.

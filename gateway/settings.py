@@ -374,11 +374,7 @@ def _first_finding(error: ValidationError) -> str:
         limits = {key: _limit(name, value) for key, value in first.get("ctx", {}).items()}
         text = wording.format(**limits)
         # Lists, tables and secrets are better not repeated.
-        if isinstance(first["input"], (str, int, float)) and name not in (
-            "push_token",
-            "admin_token",
-            "redis",
-        ):
+        if isinstance(first["input"], (str, int, float)) and name not in _SECRET:
             text += f", got {first['input']}"
     return f"{name.replace('_', '-')}: {text}" if name else text
 

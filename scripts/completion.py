@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from ws2api.supervisor.ctl_arguments import PROGRAM, create_parser
+from ws2api.supervisor.ctl.arguments import PROGRAM, create_parser
 
 FOLDER = Path(__file__).parent / "completion"
 FILES = {"bash": FOLDER / f"{PROGRAM}.bash", "zsh": FOLDER / f"_{PROGRAM}"}

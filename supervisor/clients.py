@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import aiohttp
 from redis.asyncio import Redis
+from ws2api.gateway.client_id import check_client_id
 from ws2api.gateway.disconnects import LEASES
 from ws2api.gateway.errors import HandshakeError
-from ws2api.gateway.handshake import check_client_id
 from ws2api.gateway.settings import Address, Settings
 from yarl import URL
 

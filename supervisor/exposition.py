@@ -33,6 +33,12 @@ _BUILD: Final = {
     "uvloop": metadata.version("uvloop"),
 }
 
+RELOADS: Final = {
+    "done": c.RELOADS_DONE,
+    "refused": c.RELOADS_REFUSED,
+    "failed": c.RELOADS_FAILED,
+}
+
 _FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
 
@@ -68,6 +74,14 @@ class CountersCollector(Collector):
         yield _gauge("workers", "Workers that there should be.", counters.workers)
         draining = counters.host[c.HOST_DRAINING]
         yield _gauge("draining", "1 while /readyz says no because it was told to.", draining)
+        reloads = CounterMetricFamily(
+            PREFIX + "reloads",
+            "Reloads by outcome: done, refused for their settings, failed to replace a worker.",
+            labels=["outcome"],
+        )
+        for outcome, index in RELOADS.items():
+            reloads.add_metric([outcome], counters.host[index])
+        yield reloads
         info = GaugeMetricFamily(
             PREFIX + "build_info", "1; what runs stands in the labels.", labels=list(_BUILD)
         )

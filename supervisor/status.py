@@ -13,6 +13,7 @@ from ws2api.gateway import counters as c
 from ws2api.gateway.metric import MICRO, Histogram
 
 from . import process_stats
+from .exposition import RELOADS
 from .health import Health, state_of
 
 _BREAKER: Final = ("closed", "half-open", "open")
@@ -72,6 +73,7 @@ class Status:
             "uptime_s": int(now_s - self._started_s),
             "draining": is_draining,
             "rolling": bool(counters.host[c.ROLLING]),
+            "reloads": {name: counters.host[index] for name, index in RELOADS.items()},
             "ready": not findings,
             "findings": findings,
             "api": self._api,

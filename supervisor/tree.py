@@ -233,6 +233,7 @@ class Tree:
             self._parts.configuration.reload()
         except ReloadRefused as error:
             _log.error("reload refused", reason=str(error))
+            self._parts.counters.host[c.RELOADS_REFUSED] += 1
             self._parts.notifier.ready(f"reload refused: {error}")
             return
         self._is_reload = True
@@ -245,6 +246,9 @@ class Tree:
 
     def _end_replacing(self) -> None:
         """Tell how it went; the old workers may have yet to end."""
+        if self._is_reload:
+            outcome = c.RELOADS_FAILED if self._roll.failure else c.RELOADS_DONE
+            self._parts.counters.host[outcome] += 1
         if self._roll.failure:
             if self._is_reload:
                 self._parts.configuration.revert()

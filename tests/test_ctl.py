@@ -21,9 +21,9 @@ import pytest
 from harness.fake_port import FakePort
 from harness.terminal import Terminal
 from harness.waiting import DEADLINE_S, until
-from ws2api.supervisor import ctl
-from ws2api.supervisor.ctl_arguments import parse
-from ws2api.supervisor.ctl_tables import clean
+from ws2api.supervisor.ctl import cli as ctl
+from ws2api.supervisor.ctl.arguments import parse
+from ws2api.supervisor.ctl.tables import clean
 
 COMMAND = str(Path(sys.executable).with_name("ws2api-ctl"))
 # Where the suite runs in the background of a shell, SIGINT is ignored, and that is inherited.
@@ -606,6 +606,12 @@ class TestReload:
             admin.answer("GET /status", self.workers(1) | {"rolling": is_rolling})
         run("reload", "--wait").assert_failed(1, "given up", "log")
 
+    def test_does_not_wait_for_what_was_refused(self, run: Run, admin: FakePort) -> None:
+        admin.answer("POST /reload", {}, 202)
+        for refused in (2, 2, 3):
+            admin.answer("GET /status", self.workers(1) | {"reloads": {"refused": refused}})
+        run("reload", "--wait").assert_failed(1, "refuses its new settings", "log")
+
     def test_bears_that_the_admin_port_is_replaced_too(self, run: Run, admin: FakePort) -> None:
         admin.answer("POST /reload", {}, 202)
         admin.answer("GET /status", self.workers(1))
@@ -1012,7 +1018,8 @@ class TestProcess:
         """A command that waits for its imports longer than for the gateway is a nuisance."""
         heavy = ("asyncio", "aiohttp", "importlib.metadata", "pydantic", "rich", "structlog")
         code = (
-            "import sys; from ws2api.supervisor import ctl; ctl.main(['status', '--timeout=1']); "
+            "import sys; from ws2api.supervisor.ctl import cli; "
+            "cli.main(['status', '--timeout=1']); "
             f"print([name for name in {heavy} if name in sys.modules])"
         )
         process = subprocess.run(

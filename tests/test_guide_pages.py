@@ -62,8 +62,12 @@ def test_pages_name_only_options_that_the_gateway_has() -> None:
     from ws2api.gateway.settings import Settings
 
     known = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    known |= {"--help", "--version"}
     for page in PAGES:
         for command in re.findall(
             r"(?:scripts/run|ws2api-supervisor)((?: .+|\\\n)*)", page.read_text()
         ):
-            assert set(re.findall(r"--[\w-]+", command)) <= known | {"--help"}, (page, command)
+            assert set(re.findall(r"--[\w-]+", command)) <= known | {"--help", "--version"}, (
+                page,
+                command,
+            )

@@ -11,6 +11,7 @@ import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ws2api.gateway.client_id import check_client_id
 from ws2api.gateway.errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
 from ws2api.gateway.handshake import (
     MAX_HEAD_BYTES,
@@ -20,7 +21,6 @@ from ws2api.gateway.handshake import (
     HandshakePolicy,
     RequestHead,
     allows_retry,
-    check_client_id,
     error_response,
     refusal,
     split_target,

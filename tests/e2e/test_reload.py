@@ -103,6 +103,9 @@ class TestRefused:
         running.hang_up()
         running.log_line(REPLACED)
         client.assert_closed(1012)
+        until(lambda: running.gateway.count("reloads", outcome="done") == 1)
+        assert running.gateway.count("reloads", outcome="refused") == 1
+        assert running.gateway.count("reloads", outcome="failed") == 0
 
     def test_what_needs_a_restart_is_named(
         self, configure: Configure, api: FakeApi, client_id: str

@@ -12,11 +12,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from . import ctl_views as views
-from .ctl_access import find_access
-from .ctl_arguments import MAX_PAGE, PROGRAM, parse
-from .ctl_client import Port, Request
-from .ctl_errors import (
+from . import views
+from .access import find_access
+from .arguments import MAX_PAGE, PROGRAM, parse
+from .client import Port, Request
+from .errors import (
     EXIT_DONE,
     EXIT_REFUSED,
     CtlError,
@@ -24,8 +24,8 @@ from .ctl_errors import (
     UnreachableError,
     UsageError,
 )
-from .ctl_output import open_output
-from .ctl_tables import Part, Screen, clean, encode_json
+from .output import open_output
+from .tables import Part, Screen, clean, encode_json
 
 _EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 _EXIT_BROKEN_PIPE: Final = 141  # and for SIGPIPE
@@ -93,8 +93,8 @@ class Session:
             UsageError: if no client can have this id.
         """
         # Here, because this takes longer to load than all else, and not every command needs it.
+        from ws2api.gateway.client_id import check_client_id
         from ws2api.gateway.errors import HandshakeError
-        from ws2api.gateway.handshake import check_client_id
 
         try:
             check_client_id(os.fsencode(self.options.id))
@@ -279,7 +279,7 @@ def _replace(session: Session, path: str, worker: int | None) -> int:
     before = {} if wait_s is None else session.admin.ask_object("GET", "/status")
     session.admin.ask(Request("POST", path))
     if wait_s is not None:
-        _await_others(session, _list_pids(before, worker), wait_s)
+        _await_others(session, before, worker, wait_s)
     subject = "all workers" if worker is None else f"worker {worker}"
     text = f"replacing {subject}" if wait_s is None else f"replaced {subject}"
     document = {} if worker is None else {"worker": worker}
@@ -287,8 +287,10 @@ def _replace(session: Session, path: str, worker: int | None) -> int:
     return EXIT_DONE
 
 
-def _await_others(session: Session, old: dict[int, int | None], wait_s: float) -> None:
-    """Wait until other processes serve than the old ones; the admin port is away meanwhile."""
+def _await_others(session: Session, before: Object, worker: int | None, wait_s: float) -> None:
+    """Wait until other processes serve than before; the admin port is away meanwhile."""
+    old = _list_pids(before, worker)
+    refused = before.get("reloads", {}).get("refused")
     deadline, error, has_begun = time.monotonic() + wait_s, None, False
     while time.monotonic() < deadline:
         try:
@@ -299,6 +301,8 @@ def _await_others(session: Session, old: dict[int, int | None], wait_s: float) -
             now, is_rolling = _list_pids(status, None, state="serving"), status.get("rolling")
             if all(now.get(worker) not in (None, pid) for worker, pid in old.items()):
                 return
+            if status.get("reloads", {}).get("refused") != refused:
+                raise RefusedError("the gateway refuses its new settings; its log says why")
             if has_begun and not is_rolling:
                 raise RefusedError("the gateway has given up; its log says why")
             has_begun = bool(is_rolling)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from .ctl_errors import UsageError
+from .errors import UsageError
 
 PROGRAM: Final = "ws2api-ctl"
 MAX_PAGE: Final = 1000

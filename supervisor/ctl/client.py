@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from .ctl_access import Access
-from .ctl_errors import RefusedError, UnreachableError
+from .access import Access
+from .errors import RefusedError, UnreachableError
 
 _MAX_BYTES: Final = 64 << 20
 """A larger answer comes from something else than a gateway; files have no limit."""

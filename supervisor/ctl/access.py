@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from .ctl_errors import UsageError
+from .errors import UsageError
 
 if TYPE_CHECKING:  # it takes longer to load than all else; most runs do without
     from ws2api.gateway.settings import Address, Settings

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from .ctl_errors import UsageError
+from .errors import UsageError
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-from .ctl_tables import BAD, GOOD, WARN, Cell, Column, Part, Table, Word
+from .tables import BAD, GOOD, WARN, Cell, Column, Part, Table, Word
 
 Object = Mapping[str, Any]
 
