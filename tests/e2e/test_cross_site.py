@@ -22,23 +22,24 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 
 TOKEN: Final = "s3cret-token"
 
-OPEN: Final = """
-window.outcome = null;
-{
+# Each act has an outcome of its own: what an earlier socket has to say comes late.
+OPEN: Final = """{
+    const outcome = {};
     const socket = new WebSocket(%s);
     socket.onopen = () => socket.send('from the page');
-    socket.onmessage = event => window.outcome = 'got ' + event.data;
-    socket.onclose = event => window.outcome ??= 'closed ' + event.code;
-}
-"""
+    socket.onmessage = event => outcome.is ??= 'got ' + event.data;
+    socket.onclose = event => outcome.is ??= 'closed ' + event.code;
+    window.outcome = outcome;
+}"""
 
 # no-cors: the request goes out without asking, and the page does not see the answer.
-SEND: Final = """
-window.outcome = null;
-fetch(%s, {method: %s, mode: %s, body: %s ?? undefined, headers: %s}).then(
-    answer => window.outcome = answer.type + ' ' + answer.status,
-    error => window.outcome = error.name);
-"""
+SEND: Final = """{
+    const outcome = {};
+    fetch(%s, {method: %s, mode: %s, body: %s ?? undefined, headers: %s}).then(
+        answer => outcome.is = answer.type + ' ' + answer.status,
+        error => outcome.is = error.name);
+    window.outcome = outcome;
+}"""
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -101,7 +102,7 @@ def connect(page: Page, gateway: GatewayProcess, client_id: str) -> str:
     """Let the page open a WebSocket and send a message; return what came of it."""
     host, port = gateway.clients_address
     page.evaluate(OPEN % json.dumps(f"ws://{host}:{port}/{client_id}"))
-    outcome: str = page.wait_for("window.outcome")
+    outcome: str = page.wait_for("window.outcome.is")
     return outcome
 
 
@@ -118,7 +119,7 @@ def send(
     """Let the page send a request to a port; return what it learns of the answer."""
     url = f"http://{address[0]}:{address[1]}/{client_id}"
     page.evaluate(SEND % tuple(map(json.dumps, (url, method, mode, body, headers or {}))))
-    outcome: str = page.wait_for("window.outcome")
+    outcome: str = page.wait_for("window.outcome.is")
     return outcome
 
 
@@ -154,7 +155,7 @@ class TestWebSocket:
         # A sandboxed frame says Origin: null, whoever it belongs to.
         host, port = careful.clients_address
         script = OPEN % json.dumps(f"ws://{host}:{port}/{client_id}")
-        script += "setInterval(() => parent.postMessage(window.outcome, '*'), 20)"
+        script += "setInterval(() => parent.postMessage(window.outcome.is, '*'), 20)"
         evil.evaluate(
             "window.outcome = null; onmessage = event => window.outcome ??= event.data;"
             "const frame = document.createElement('iframe'); frame.sandbox = 'allow-scripts';"
