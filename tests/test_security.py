@@ -13,11 +13,11 @@ import pytest
 from e2e.hostile_wires import HANDSHAKES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_guarantees import ROOT
+from test_guarantees import ROOT, names_in
 from ws2api.gateway.errors import HandshakeError
 from ws2api.gateway.handshake import Handshake, HandshakePolicy, RequestHead, refusal
 from ws2api.gateway.http_wire import ReplyReader, ReplyTooLarge, RequestEncoder
-from ws2api.gateway.settings import ApiUrl, Settings, SettingsError, load
+from ws2api.gateway.settings import ApiUrl, Settings, SettingsError, load, option_rows
 
 PEER = "192.0.2.7"
 ENCODER = RequestEncoder(ApiUrl("api.example", 80, False, "/ba%20se", "api.example"))
@@ -322,3 +322,44 @@ def test_secrets_are_compared_in_constant_time(source: Path) -> None:
 def test_that_test_sees_a_leak() -> None:
     assert leaks_in_time(ast.parse("if\\\n self._authorization == hub.token: pass")) == [2]
     assert not leaks_in_time(ast.parse("if hub.token is not None: pass"))
+
+
+# The page.
+
+PAGE = (ROOT / "docs" / "threat-model.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[^`]+)`", PAGE))))
+def test_page_names_a_test_that_exists(name: str) -> None:
+    file, *path = name.split("::")
+    assert (ROOT / file).is_file()
+    assert names_in(ast.parse((ROOT / file).read_text()).body, path), name
+
+
+@pytest.mark.parametrize(
+    ("flag", "default"),
+    re.findall(r"^\|[^|]+\| `(--[a-z-]+)` \| `([^`]+)` \|$", PAGE, re.MULTILINE),
+)
+def test_page_tells_the_limits_as_they_are(flag: str, default: str) -> None:
+    assert default in {row.default for row in option_rows() if row.flag == flag}
+
+
+@pytest.mark.parametrize(
+    ("flag", "default"), re.findall(r"^\| \w+, `(--[a-z-]+)` \| `([^`]+)` \|", PAGE, re.MULTILINE)
+)
+def test_page_tells_the_ports_as_they_are(flag: str, default: str) -> None:
+    assert default in {row.default for row in option_rows() if row.flag == flag}
+
+
+def test_page_links_only_to_headings_that_exist() -> None:
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", PAGE, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= headings
+
+
+def test_page_shows_what_it_claims() -> None:
+    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE):
+        if "\n**" in section:
+            assert "Shown by" in section, section[:60]
