@@ -203,7 +203,8 @@ def _check_prefix(value: str) -> str:
 def _check_header_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise ValueError(f"{value!r} is no header name")
-    lower = value.lower()
+    # To CGI, and so to PHP and WSGI, X_Forwarded_For and X-Forwarded-For are the same header.
+    lower = value.lower().replace("_", "-")
     if lower in _OWN_HEADERS or lower.startswith("ws2api-"):
         raise ValueError(f"{value} is set by the gateway and cannot be forwarded")
     return value

@@ -109,6 +109,8 @@ class PushConnection(asyncio.Protocol):
         self._url = b""
         self._type = b""
         self._authorization = b""
+        # True when a web page is behind it.
+        self._has_origin = False
         self._generation: bytes | None = None
         self._announced_size = 0
         self._is_chunked = False
@@ -265,7 +267,7 @@ class PushConnection(asyncio.Protocol):
         self._is_between = False
         self._url = self._type = self._authorization = b""
         self._generation = None
-        self._expects_continue = self._is_chunked = False
+        self._expects_continue = self._is_chunked = self._has_origin = False
         self._in_head = self._head_is_new = True
         self._fed_size = 0
         self._head_size = self._header_count = self._body_size = self._announced_size = 0
@@ -296,6 +298,8 @@ class PushConnection(asyncio.Protocol):
             self._is_chunked = True
         elif name == b"expect":
             self._expects_continue = value.rstrip(_BLANKS).lower() == b"100-continue"
+        elif name == b"origin":
+            self._has_origin = True
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -303,6 +307,10 @@ class PushConnection(asyncio.Protocol):
             self._authorization, self._hub.token
         ):
             self._refuse(outcomes.UNAUTHORIZED, b"")
+        elif self._has_origin and self._hub.token is None:
+            # A browser lets any page send a POST to 127.0.0.1, and says so with an Origin; with a
+            # token it would have to ask first.
+            self._refuse(outcomes.UNAUTHORIZED, b"a web page may not push without a token\n")
         elif self._announced_size > self._hub.max_message_size:
             self._refuse(outcomes.TOO_LARGE, b"")
         elif (

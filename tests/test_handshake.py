@@ -295,7 +295,7 @@ def test_what_follows_the_head_does_not_count() -> None:
     "client_id",
     [
         *("a", "0", "-", "~", "Az09-._~", "...", ".a", "a.", "%41", "%2F", "%2e%2e%2e", "CP_001"),
-        *("x" * 255, "%C3%BC", "..%2e", "%00"),
+        *("x" * 255, "%C3%BC", "..%2e", "%00", "a%2Fb", "..a%2F.b%2F...", "%252e%252e%252f"),
     ],
 )
 def test_client_id_that_may_stand_in_a_path(client_id: str) -> None:
@@ -307,6 +307,7 @@ def test_client_id_that_may_stand_in_a_path(client_id: str) -> None:
     "client_id",
     [
         *("", ".", "..", "%2e", "%2E", "%2e%2E", ".%2e", "%2e.", "@", "@all", "x" * 256),
+        *("..%2Fadmin", "%2e%2e%2fadmin", "a%2F..%2F..%2Fb", "a%2f.", "..%5Cadmin", "a%5c%2E%2e"),
         *("%", "%4", "%zz", "a%", "a b", "a+b", "a:b", "a;b", "a,b", "a=b", "a&b", "a\\b", "a\0"),
         *("a/b", "a\n", "a\r\nX: y", "ü", "\xff", "a'b", 'a"b', "<a>", "a|b", "{a}", "a^b", "a`b"),
     ],

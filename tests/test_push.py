@@ -450,6 +450,25 @@ def test_token_opens() -> None:
     assert [answer.status for answer in api.answers] == [200, 200]
 
 
+def test_web_page_may_not_push_without_a_token() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", "Origin: https://evil.example"))
+    assert_refused_for_good(api, 401, c.PUSHES_UNAUTHORIZED)
+
+
+def test_web_page_is_not_known_by_what_was_pushed_before() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi"))
+    api.sends(request("POST", "/me", b"hi", "Origin: null"))
+    assert [answer.status for answer in api.answers] == [200, 401]
+
+
+def test_token_opens_to_whoever_has_it() -> None:
+    api = Api(ok, token="s3cret")
+    api.sends(request("POST", "/me", b"hi", "Origin: null", "Authorization: Bearer s3cret"))
+    assert api.answer.status == 200
+
+
 def test_token_of_one_request_is_not_that_of_the_next() -> None:
     api = Api(ok, token="s3cret")
     api.sends(request("POST", "/me", b"hi", "Authorization: Bearer s3cret"), request())

@@ -79,8 +79,12 @@ def _find_socket_inode(local_port: int, remote_port: int) -> str:
 
 def _list_descriptors(pid: int) -> set[str]:
     folder = f"/proc/{pid}/fd"
-    links = set()
-    for descriptor in os.listdir(folder):
+    links: set[str] = set()
+    try:
+        descriptors = os.listdir(folder)
+    except (FileNotFoundError, ProcessLookupError):  # the process has ended
+        return links
+    for descriptor in descriptors:
         try:
             links.add(os.readlink(f"{folder}/{descriptor}"))
         except FileNotFoundError:  # closed since it was listed
