@@ -1,0 +1,340 @@
+"""Run HAProxy with the shipped haproxy.cfg in front of the gateway."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from harness.api import FakeApi, echo
+from harness.certificates import Certificate, make_certificate
+from harness.fault_proxy import FaultProxy
+from harness.gateway import GatewayProcess
+from harness.http_messages import read_response
+from harness.proxies import (
+    CONFIGURATIONS,
+    HaproxyProcess,
+    bundle,
+    find_program,
+    haproxy_file,
+)
+from harness.push import PushClient
+from harness.valkey import ValkeyProcess
+from harness.waiting import DEADLINE_S, until
+
+from .conftest import StartGateway
+from .proxy_contract import (
+    PINGS_IN_FAST_MOTION,
+    TUNNEL_TIMEOUT,
+    ProxyContract,
+    assert_is_cut_while_idle,
+    assert_stays_up_while_idle,
+    connecting_all_the_time,
+    need,
+    start_single_port_gateway,
+)
+
+need("haproxy", "openssl")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"), "front")
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(shared_api: FakeApi) -> Iterator[GatewayProcess]:
+    with start_single_port_gateway(shared_api) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def shared_proxy(
+    shared_gateway: GatewayProcess,
+    certificate: Certificate,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[HaproxyProcess]:
+    folder = tmp_path_factory.mktemp("haproxy")
+    with HaproxyProcess([shared_gateway], folder=folder, certificate=certificate) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(shared_proxy: HaproxyProcess) -> Iterator[HaproxyProcess]:
+    yield shared_proxy
+    shared_proxy.disconnect_all()
+    assert shared_proxy.is_running
+    assert "ALERT" not in shared_proxy.output
+
+
+class StartHaproxy:
+    """Start HAProxy in front of these gateways."""
+
+    def __init__(self, running: ExitStack, folder: Path, certificate: Certificate) -> None:
+        self._running = running
+        self._folder = folder
+        self._certificate = certificate
+
+    def __call__(self, *gateways: GatewayProcess, **settings: str) -> HaproxyProcess:
+        return self._running.enter_context(
+            HaproxyProcess(gateways, folder=self._folder, certificate=self._certificate, **settings)
+        )
+
+
+@pytest.fixture
+def start_haproxy(certificate: Certificate, tmp_path: Path) -> Iterator[StartHaproxy]:
+    with ExitStack() as running:
+        yield StartHaproxy(running, tmp_path, certificate)
+
+
+class TestContract(ProxyContract):
+    """What holds behind every proxy."""
+
+
+class TestFile:
+    @pytest.mark.parametrize("hosts", [1, 2])
+    def test_is_valid(
+        self, gateway: GatewayProcess, certificate: Certificate, tmp_path: Path, hosts: int
+    ) -> None:
+        file = haproxy_file(tmp_path, [gateway] * hosts)
+        done = subprocess.run(
+            [find_program("haproxy") or "", "-c", "-f", str(file)],
+            env=os.environ | {"PROXY_CERTIFICATE": str(bundle(certificate))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        assert "WARNING" not in done.stdout + done.stderr
+        assert "ALERT" not in done.stdout + done.stderr
+
+    def test_opens_no_port_to_others_but_that_of_the_clients(self) -> None:
+        text = (CONFIGURATIONS / "haproxy.cfg").read_text()
+        binds = [line.split()[1] for line in text.splitlines() if line.startswith("    bind ")]
+        assert binds == ['"${PROXY_BIND}"', '"${PROXY_STATUS}"']
+        assert "presetenv PROXY_STATUS         127.0.0.1:8404 " in text
+
+
+class TestIdle:
+    def test_pings_keep_it_up_for_ten_minutes_in_fast_motion(
+        self,
+        start_gateway: StartGateway,
+        start_haproxy: StartHaproxy,
+        api: FakeApi,
+        client_id: str,
+    ) -> None:
+        api.on(client_id, "POST", echo)
+        gateway = start_gateway(api=api.url, **PINGS_IN_FAST_MOTION)
+        proxy = start_haproxy(gateway, PROXY_TUNNEL_TIMEOUT=TUNNEL_TIMEOUT)
+        # In the same ten seconds a client that does not finish its request loses its connection.
+        slow = proxy.open_stream()
+        slow.write(b"GET /slow HTTP/1.1\r\nHost: x\r\nX-Wait: ")
+        assert_stays_up_while_idle(proxy.connect(client_id))
+        assert read_response(slow).status == 408
+
+    def test_without_pings_it_is_cut(
+        self,
+        start_gateway: StartGateway,
+        start_haproxy: StartHaproxy,
+        api: FakeApi,
+        client_id: str,
+    ) -> None:
+        gateway = start_gateway(api=api.url, ping_interval=0)
+        proxy = start_haproxy(gateway, PROXY_TUNNEL_TIMEOUT="200ms")
+        assert_is_cut_while_idle(proxy.connect(client_id))
+        told = api.wait_for_one(client_id, "DELETE")
+        assert (told.close_code, told.text) == (1006, "EOF")
+        # As the comment in the file says.
+        until(lambda: " cD-- " in proxy.output or " sD-- " in proxy.output, what="the two letters")
+
+
+class TestRate:
+    def test_an_address_that_connects_too_often_gets_429(
+        self, gateway: GatewayProcess, start_haproxy: StartHaproxy, api: FakeApi, client_id: str
+    ) -> None:
+        proxy = start_haproxy(gateway, PROXY_RATE="10")
+        first = proxy.connect(f"{client_id}-first", source="127.0.0.21")
+        answers = [proxy.handshake(client_id, source="127.0.0.21") for _ in range(14)]
+        assert [answer.status for answer in answers] == [101] * 9 + [429] * 5
+        assert answers[-1].headers["Retry-After"] == "10"
+        assert len(api.wait_for(client_id, "GET", count=9)) == 9
+        # Nobody else is kept out, nobody is thrown out, and it can be forgiven by hand.
+        proxy.connect(f"{client_id}-other", source="127.0.0.22").close()
+        assert "key=::ffff:127.0.0.21 " in proxy.command("show table clients")
+        proxy.command("set table clients key ::ffff:127.0.0.21 data.http_req_rate 0")
+        proxy.connect(f"{client_id}-forgiven", source="127.0.0.21").close()
+        first.close()
+
+    def test_refused_requests_count(
+        self, gateway: GatewayProcess, start_haproxy: StartHaproxy, client_id: str
+    ) -> None:
+        proxy = start_haproxy(gateway, PROXY_RATE="10")
+        statuses = [proxy.handshake(client_id, {"Origin": "x"}).status for _ in range(15)]
+        assert statuses[0] == 403
+        assert statuses[-1] == 429
+
+    def test_far_beyond_it_there_is_not_even_tls(
+        self, gateway: GatewayProcess, start_haproxy: StartHaproxy
+    ) -> None:
+        proxy = start_haproxy(gateway, PROXY_RATE_TLS="5")
+        for _ in range(5):
+            proxy.open_stream("127.0.0.23")
+        with pytest.raises((OSError, EOFError)):
+            proxy.open_stream("127.0.0.23")
+        proxy.open_stream("127.0.0.24")
+
+
+class TestSeveralHosts:
+    @pytest.fixture
+    def link(self, valkey: ValkeyProcess) -> Iterator[FaultProxy]:
+        """Stand between the first host and Redis."""
+        with FaultProxy(Path(valkey.url.removeprefix("unix://"))) as link:
+            yield link
+
+    @pytest.fixture
+    def hosts(
+        self, link: FaultProxy, valkey: ValkeyProcess, start_gateway: StartGateway, api: FakeApi
+    ) -> list[GatewayProcess]:
+        return [
+            start_gateway(api=api.url, redis=redis)
+            for redis in (f"redis://127.0.0.1:{link.port}/0", valkey.url)
+        ]
+
+    def test_clients_spread_and_pushes_reach_them_from_any_host(
+        self,
+        hosts: list[GatewayProcess],
+        start_haproxy: StartHaproxy,
+        client_id: str,
+    ) -> None:
+        proxy = start_haproxy(*hosts)
+        names = [f"{client_id}-{number}" for number in range(8)]
+        clients = {name: proxy.connect(name) for name in names}
+        assert [host.count("connections_open") for host in hosts] == [4, 4]
+        for host in hosts:
+            for name, client in clients.items():
+                assert host.push_client().push(name, f"for {name}").status == 200
+                assert client.receive() == f"for {name}"
+
+    def test_a_red_host_drains_and_all_red_still_serve(
+        self,
+        hosts: list[GatewayProcess],
+        link: FaultProxy,
+        valkey: ValkeyProcess,
+        start_haproxy: StartHaproxy,
+        api: FakeApi,
+        client_id: str,
+    ) -> None:
+        proxy = start_haproxy(*hosts)
+        old = [f"{client_id}-old-{number}" for number in range(4)]
+        for name in old:
+            api.on(name, "POST", echo)
+        clients = {name: proxy.connect(name) for name in old}
+        assert hosts[0].count("connections_open") == 2
+
+        link.refuse()
+        link.reset()
+        proxy.await_status("host1", "DOWN")
+        assert hosts[0].admin_get("/readyz").status == 503
+        assert "no connection to redis" in proxy.output  # what /readyz said is in the log
+        for number in range(6):
+            proxy.connect(f"{client_id}-new-{number}")
+        assert [host.count("connections_open") for host in hosts] == [2, 2 + 6]
+        for name, client in clients.items():
+            client.send("still here")
+            assert client.receive() == "still here", name
+
+        valkey.stop()
+        proxy.await_status("host2", "DOWN")
+        for number in range(4):
+            name = f"{client_id}-late-{number}"
+            api.on(name, "POST", echo)
+            late = proxy.connect(name)
+            late.send("served")
+            assert late.receive() == "served"
+
+        valkey.start()
+        link.restore()
+        for server in ("host1", "host2"):
+            proxy.await_status(server, "UP")
+
+    def test_a_host_that_dies_costs_no_connect(
+        self, hosts: list[GatewayProcess], start_haproxy: StartHaproxy, client_id: str
+    ) -> None:
+        proxy = start_haproxy(*hosts)
+        survivor = proxy.connect(f"{client_id}-before"), proxy.connect(f"{client_id}-before-2")
+        hosts[0].kill()
+        assert proxy.status_of("host1") == "UP", "it is not known yet"
+        for number in range(10):
+            proxy.connect(f"{client_id}-{number}")
+        assert hosts[1].count("connections_open") == 1 + 10
+        assert survivor
+
+    def test_a_host_is_taken_out_and_back_by_hand(
+        self, hosts: list[GatewayProcess], start_haproxy: StartHaproxy, client_id: str
+    ) -> None:
+        proxy = start_haproxy(*hosts)
+        clients = [proxy.connect(f"{client_id}-{number}") for number in range(2)]
+        proxy.command("set server gateway/host1 state drain")
+        proxy.await_status("host1", "DRAIN")
+        clients += [proxy.connect(f"{client_id}-new-{number}") for number in range(4)]
+        assert [host.count("connections_open") for host in hosts] == [1, 5]
+        proxy.command("set server gateway/host1 state ready")
+        clients += [proxy.connect(f"{client_id}-back-{number}") for number in range(4)]
+        assert [host.count("connections_open") for host in hosts] == [5, 5]
+        for client in clients:
+            client.close()
+
+
+class TestRestarts:
+    def test_rolling_restart_under_traffic_fails_no_connect(
+        self,
+        start_gateway: StartGateway,
+        start_haproxy: StartHaproxy,
+        api: FakeApi,
+        client_id: str,
+    ) -> None:
+        gateway = start_gateway(api=api.url, workers=2, drain_seconds="1s")
+        proxy = start_haproxy(gateway, PROXY_RATE_TLS="100000")
+        over = "the old workers have ended"
+        clients = [proxy.connect(f"{client_id}-stays-{number}") for number in range(10)]
+        with connecting_all_the_time(proxy, client_id) as report:
+            for count in (1, 2):
+                os.kill(gateway.pid, signal.SIGHUP)
+                until(
+                    lambda count=count: gateway.stderr.count(over) >= count,  # type: ignore[misc]
+                    timeout_s=2 * DEADLINE_S,
+                    what=over,
+                )
+        assert report.failures == []
+        assert report.count > 0
+        for client in clients:
+            client.assert_closed(1012)
+
+    def test_reload_of_haproxy_under_traffic_fails_no_connect_and_cuts_nobody(
+        self, gateway: GatewayProcess, start_haproxy: StartHaproxy, api: FakeApi, client_id: str
+    ) -> None:
+        proxy = start_haproxy(gateway, PROXY_RATE_TLS="100000")
+        name = f"{client_id}-stays"
+        api.on(name, "POST", echo)
+        client = proxy.connect(name)
+        with connecting_all_the_time(proxy, client_id) as report:
+            loaded = proxy.output.count("Loading success")
+            proxy.signal(signal.SIGUSR2)
+            until(lambda: proxy.output.count("Loading success") > loaded, what=f"the new process: {proxy.output[-3000:]}")
+            count = report.count
+            until(lambda: report.count > count + 10, what="connects through the new process")
+        assert report.failures == []
+        client.send("still here")
+        assert client.receive() == "still here"
+
+
+class TestStatus:
+    def test_page_and_metrics(self, proxy: HaproxyProcess) -> None:
+        page = PushClient(proxy.status_address)
+        assert "host1" in page.request("GET", "/").text
+        assert "haproxy_server_status" in page.request("GET", "/metrics").text
+        page.close()
