@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -50,6 +51,26 @@ def assert_stays_up_while_idle(client: WsClient) -> None:
     client.send("still here")
     assert client.receive() == "still here"
     client.close()
+
+
+@contextmanager
+def idling(api: FakeApi, proxy: ProxyProcess) -> Iterator[Future[None]]:
+    """Let a client idle while other tests run, and one leave its request unfinished.
+
+    Args:
+        api: of a gateway that pings as in `PINGS_IN_FAST_MOTION`.
+        proxy: in front of it, with `TUNNEL_TIMEOUT`.
+    """
+    api.on("idle", "POST", echo)
+    client, slow = proxy.connect("idle"), proxy.open_stream()
+    slow.write(b"GET /slow HTTP/1.1\r\nHost: x\r\nX-Wait: ")
+
+    def watch() -> None:
+        assert_stays_up_while_idle(client)
+        assert slow.read_to_end()[9:12] in (b"408", b"")  # nginx just ends it
+
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(watch)
 
 
 def assert_is_cut_while_idle(client: WsClient) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from .proxy_contract import (
     TUNNEL_TIMEOUT,
     ProxyContract,
     assert_is_cut_while_idle,
-    assert_stays_up_while_idle,
     connecting_all_the_time,
+    idling,
     need,
     start_single_port_gateway,
 )
@@ -67,6 +68,29 @@ def proxy(shared_proxy: NginxProcess) -> Iterator[NginxProcess]:
     assert "[emerg]" not in shared_proxy.output
 
 
+def timeouts(value: str) -> dict[str, str]:
+    """Change what the file says about silent connections."""
+    return {f"proxy_{way}_timeout 2m": f"proxy_{way}_timeout {value}" for way in ("read", "send")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle(
+    shared_api: FakeApi, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Future[None]]:
+    """Begin what takes long at once, so that it passes while the other tests run."""
+    with (
+        GatewayProcess(api=shared_api.url, **PINGS_IN_FAST_MOTION) as gateway,
+        NginxProcess(
+            [gateway],
+            folder=tmp_path_factory.mktemp("idle"),
+            certificate=certificate,
+            changes=timeouts(TUNNEL_TIMEOUT),
+        ) as proxy,
+        idling(shared_api, proxy) as idle,
+    ):
+        yield idle
+
+
 class StartNginx:
     """Start nginx in front of these gateways."""
 
@@ -99,32 +123,6 @@ def test_file_is_valid(proxy: NginxProcess) -> None:
     done = subprocess.run([*proxy.command, "-t"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done
     assert "[warn]" not in done.stderr
-
-
-class TestIdle:
-    def test_pings_keep_it_up_for_ten_minutes_in_fast_motion(
-        self, start_gateway: StartGateway, start_nginx: StartNginx, api: FakeApi, client_id: str
-    ) -> None:
-        api.on(client_id, "POST", echo)
-        gateway = start_gateway(api=api.url, **PINGS_IN_FAST_MOTION)
-        proxy = start_nginx(
-            gateway,
-            changes={f"{way}_timeout 2m": f"{way}_timeout {TUNNEL_TIMEOUT}" for way in WAYS},
-        )
-        assert_stays_up_while_idle(proxy.connect(client_id))
-
-    def test_without_pings_it_is_cut(
-        self, start_gateway: StartGateway, start_nginx: StartNginx, api: FakeApi, client_id: str
-    ) -> None:
-        gateway = start_gateway(api=api.url, ping_interval=0)
-        proxy = start_nginx(
-            gateway, changes={f"{way}_timeout 2m": f"{way}_timeout 200ms" for way in WAYS}
-        )
-        assert_is_cut_while_idle(proxy.connect(client_id))
-        assert api.wait_for_one(client_id, "DELETE").close_code == 1006
-
-
-WAYS = ("read", "send")
 
 
 def test_an_address_that_connects_too_often_gets_429(
@@ -222,3 +220,16 @@ def test_status(proxy: NginxProcess) -> None:
     page = PushClient(proxy.status_address)
     assert "Active connections: " in page.request("GET", "/").text
     page.close()
+
+
+class TestIdle:
+    def test_without_pings_it_is_cut(
+        self, start_gateway: StartGateway, start_nginx: StartNginx, api: FakeApi, client_id: str
+    ) -> None:
+        gateway = start_gateway(api=api.url, ping_interval=0)
+        proxy = start_nginx(gateway, changes=timeouts("200ms"))
+        assert_is_cut_while_idle(proxy.connect(client_id))
+        assert api.wait_for_one(client_id, "DELETE").close_code == 1006
+
+    def test_pings_keep_it_up_for_ten_minutes_in_fast_motion(self, idle: Future[None]) -> None:
+        idle.result(4 * DEADLINE_S)

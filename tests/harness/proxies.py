@@ -32,11 +32,13 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 
-def free_port() -> int:
-    """Return a loopback port that nothing listens on at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """Return different loopback ports that nothing listens on at this moment."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [server.getsockname()[1] for server in servers]
 
 
 def replace_once(text: str, replacements: Mapping[str, str]) -> str:
@@ -191,7 +193,7 @@ class HaproxyProcess(ProxyProcess):
         certificate: Certificate,
         **settings: str,
     ) -> None:
-        port, status_port = free_port(), free_port()
+        port, status_port = free_ports(2)
         self.status_address = "127.0.0.1", status_port
         self.socket = folder / f"{port}.sock"
         self.file = haproxy_file(folder, gateways)
@@ -207,7 +209,8 @@ class HaproxyProcess(ProxyProcess):
             "GATEWAY_ADMIN_PORT": str(gateways[0].admin_address[1]),
         }
         super().__init__(
-            [find_program("haproxy") or "haproxy", "-W", "-f", str(self.file)],
+            # Without SO_REUSEPORT (-dR), so that no gateway of another test is given the same port.
+            [find_program("haproxy") or "haproxy", "-dR", "-W", "-f", str(self.file)],
             folder=folder,
             certificate=certificate,
             port=port,
@@ -298,7 +301,7 @@ class NginxProcess(ProxyProcess):
         certificate: Certificate,
         changes: Mapping[str, str] | None = None,
     ) -> None:
-        port, status_port = free_port(), free_port()
+        port, status_port = free_ports(2)
         self.status_address = "127.0.0.1", status_port
         self.folder = folder / f"nginx-{port}"
         self.folder.mkdir()
@@ -369,7 +372,7 @@ class CaddyProcess(ProxyProcess):
     def __init__(
         self, gateways: Sequence[GatewayProcess], *, folder: Path, certificate: Certificate
     ) -> None:
-        port = free_port()
+        port, command_port = free_ports(2)
         self.folder = folder / f"caddy-{port}"
         self.folder.mkdir()
         self.file = self.folder / "Caddyfile"
@@ -380,7 +383,7 @@ class CaddyProcess(ProxyProcess):
         (admin_port,) = {gateway.admin_address[1] for gateway in gateways}
         self.environment = {
             "CADDY_SITE": f"https://:{port}",
-            "CADDY_ADMIN": f"127.0.0.1:{free_port()}",
+            "CADDY_ADMIN": f"127.0.0.1:{command_port}",
             "GATEWAYS": " ".join(join_address(gateway.clients_address) for gateway in gateways),
             "GATEWAY_ADMIN_PORT": str(admin_port),
             "HOME": str(self.folder),
