@@ -29,8 +29,17 @@ def need(*programs: str) -> None:
 
 
 def start_single_port_gateway(api: FakeApi) -> GatewayProcess:
-    """Run a gateway that takes pushes on its client port: only the proxy keeps them out."""
-    return GatewayProcess(api=api.url, trusted_proxy="127.0.0.1", single_port=True, workers=2)
+    """Run a gateway that only the proxy protects.
+
+    It takes pushes on its client port, and passes on what a client says about its own address.
+    """
+    return GatewayProcess(
+        api=api.url,
+        trusted_proxy="127.0.0.1",
+        single_port=True,
+        forward_header=["Forwarded", "X-Real-IP", "X-Forwarded-Proto"],
+        workers=2,
+    )
 
 
 PINGS_IN_FAST_MOTION: Final = {"ping_interval": "500ms", "ping_timeout": "600ms"}
@@ -160,7 +169,11 @@ class ProxyContract:
             {},
             {"X-Forwarded-For": "203.0.113.66"},
             {"x-forwarded-for": "203.0.113.66, 127.0.0.1"},
-            {"X-Real-IP": "203.0.113.66", "Forwarded": "for=203.0.113.66"},
+            {
+                "X-Real-IP": "203.0.113.66",
+                "forwarded": "for=203.0.113.66",
+                "X-Forwarded-Proto": "http",
+            },
         ],
         ids=["nothing", "another", "a chain", "otherwise"],
     )
@@ -170,6 +183,7 @@ class ProxyContract:
         proxy.connect(client_id, claims, source=CLIENT_ADDRESS)
         asked = api.wait_for_one(client_id, "GET")
         assert asked.headers["X-Forwarded-For"] == f"{CLIENT_ADDRESS}, 127.0.0.1"
+        assert asked.headers["X-Forwarded-Proto"] == "https"
         assert "203.0.113.66" not in str(asked)
 
     def test_pushes_do_not_pass(

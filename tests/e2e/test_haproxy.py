@@ -26,6 +26,8 @@ from harness.proxies import (
 from harness.push import PushClient
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, until
+from harness.workers import worker_pids
+from ws2api.gateway.settings import Settings
 
 from .conftest import StartGateway
 from .proxy_contract import (
@@ -40,6 +42,15 @@ from .proxy_contract import (
 )
 
 need("haproxy", "openssl")
+
+FILE = (CONFIGURATIONS / "haproxy.cfg").read_text()
+DOCUMENTATION = CONFIGURATIONS.parent / "docs"
+
+
+def setting(name: str) -> str:
+    """Return the default of a setting at the top of the file."""
+    (value,) = re.findall(rf"^    presetenv {name} +(\S+)", FILE, re.MULTILINE)
+    return str(value)
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +143,28 @@ class TestFile:
         assert "ALERT" not in done.stdout + done.stderr
 
     def test_opens_no_port_to_others_but_that_of_the_clients(self) -> None:
-        text = (CONFIGURATIONS / "haproxy.cfg").read_text()
-        binds = [line.split()[1] for line in text.splitlines() if line.startswith("    bind ")]
+        binds = re.findall(r"^    bind (\S+)", FILE, re.MULTILINE)
         assert binds == ['"${PROXY_BIND}"', '"${PROXY_STATUS}"']
-        assert re.search(r"presetenv PROXY_STATUS +127\.0\.0\.1:", text)
+        assert setting("PROXY_STATUS").startswith("127.0.0.1:")
+
+    def test_waits_longer_than_the_gateway(self) -> None:
+        gateway = Settings()
+        silence_s = int(setting("PROXY_TUNNEL_TIMEOUT").removesuffix("m")) * 60
+        assert silence_s > gateway.ping_interval + gateway.ping_timeout
+        for side in ("client", "server"):
+            (timeout,) = re.findall(rf"timeout {side} +(\d+)s", FILE)
+            assert int(timeout) > gateway.api_timeout
+        assert setting("GATEWAY") == f"127.0.0.1:{gateway.listen.port}"
+        assert setting("GATEWAY_ADMIN_PORT") == str(gateway.admin_listen.port)
+
+    def test_pages_say_what_the_file_says(self) -> None:
+        page = (DOCUMENTATION / "haproxy.md").read_text()
+        assert f"more than {setting('PROXY_RATE')} connects in 10 seconds" in page
+        assert f"| one with more than {setting('PROXY_RATE_TLS')} |" in page
+        (shown,) = re.findall(
+            r"```haproxy\n(.*?)```", (DOCUMENTATION / "several-hosts.md").read_text(), re.DOTALL
+        )
+        assert "".join(f"    # {line.strip()}\n" for line in shown.splitlines()) in FILE
 
 
 class TestRate:
@@ -259,6 +288,20 @@ class TestSeveralHosts:
         assert hosts[1].count("connections_open") == 1 + 10
         assert survivor
 
+    def test_a_host_that_stops_under_traffic_costs_no_connect(
+        self, hosts: list[GatewayProcess], start_haproxy: StartHaproxy, client_id: str
+    ) -> None:
+        proxy = start_haproxy(*hosts, PROXY_RATE_TLS="100000")
+        clients = [proxy.connect(f"{client_id}-{number}") for number in range(2)]
+        with connecting_all_the_time(proxy, client_id) as report:
+            until(lambda: report.count > 10, what="connects before")
+            hosts[0].stop()
+            count = report.count
+            until(lambda: report.count > count + 10, what="connects after")
+        assert report.failures == []
+        clients[0].assert_closed(1001)
+        clients[1].close()
+
     def test_a_host_is_taken_out_and_back_by_hand(
         self, hosts: list[GatewayProcess], start_haproxy: StartHaproxy, client_id: str
     ) -> None:
@@ -299,6 +342,22 @@ class TestRestarts:
         assert report.count > 0
         for client in clients:
             client.assert_closed(1012)
+
+    def test_a_killed_worker_costs_no_connect(
+        self,
+        start_gateway: StartGateway,
+        start_haproxy: StartHaproxy,
+        api: FakeApi,
+        client_id: str,
+    ) -> None:
+        gateway = start_gateway(api=api.url, workers=2)
+        proxy = start_haproxy(gateway, PROXY_RATE_TLS="100000")
+        with connecting_all_the_time(proxy, client_id) as report:
+            until(lambda: report.count > 10, what="connects before")
+            killed = worker_pids(gateway)[0]
+            os.kill(killed, signal.SIGKILL)
+            until(lambda: worker_pids(gateway)[0] not in (killed, None), what="a new worker")
+        assert report.failures == []
 
     def test_reload_of_haproxy_under_traffic_fails_no_connect_and_cuts_nobody(
         self, gateway: GatewayProcess, start_haproxy: StartHaproxy, api: FakeApi, client_id: str
