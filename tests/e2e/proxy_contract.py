@@ -88,6 +88,20 @@ def assert_is_cut_while_idle(client: WsClient) -> None:
         client.receive_frame()
 
 
+def assert_lets_subdomains_in(proxy: ProxyProcess, client_id: str) -> None:
+    """Try pages of the site, and of others that are named alike."""
+    for origin in (OWN_PAGE, "https://www.shop.example", "https://chat-2.shop.example"):
+        proxy.connect(client_id, {"Origin": origin}).close()
+    for origin in (
+        "https://chat.shopxexample",
+        "https://chatxshop.example",
+        "https://chat.shop.example.evil.example",
+        "https://evil.example/https://chat.shop.example",
+        "http://chat.shop.example",
+    ):
+        assert proxy.handshake(client_id, {"Origin": origin}).status == 403, origin
+
+
 class Report:
     """Say how the threads that connect all the time have fared."""
 

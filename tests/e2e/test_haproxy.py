@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +35,7 @@ from .proxy_contract import (
     TUNNEL_TIMEOUT,
     ProxyContract,
     assert_is_cut_while_idle,
+    assert_lets_subdomains_in,
     connecting_all_the_time,
     idling,
     need,
@@ -109,9 +110,17 @@ class StartHaproxy:
         self._folder = folder
         self._certificate = certificate
 
-    def __call__(self, *gateways: GatewayProcess, **settings: str) -> HaproxyProcess:
+    def __call__(
+        self, *gateways: GatewayProcess, changes: Mapping[str, str] | None = None, **settings: str
+    ) -> HaproxyProcess:
         return self._running.enter_context(
-            HaproxyProcess(gateways, folder=self._folder, certificate=self._certificate, **settings)
+            HaproxyProcess(
+                gateways,
+                folder=self._folder,
+                certificate=self._certificate,
+                changes=changes,
+                **settings,
+            )
         )
 
 
@@ -130,7 +139,7 @@ class TestFile:
     def test_is_valid(
         self, gateway: GatewayProcess, certificate: Certificate, tmp_path: Path, hosts: int
     ) -> None:
-        file = haproxy_file(tmp_path, [gateway] * hosts)
+        file = haproxy_file(tmp_path, [gateway] * hosts, {})
         done = subprocess.run(
             [find_program("haproxy") or "", "-c", "-f", str(file)],
             env=os.environ | {"PROXY_CERTIFICATE": str(bundle(certificate))},
@@ -165,6 +174,13 @@ class TestFile:
             r"```haproxy\n(.*?)```", (DOCUMENTATION / "several-hosts.md").read_text(), re.DOTALL
         )
         assert "".join(f"    # {line.strip()}\n" for line in shown.splitlines()) in FILE
+
+
+def test_subdomains_may_be_let_in(
+    gateway: GatewayProcess, start_haproxy: StartHaproxy, client_id: str
+) -> None:
+    proxy = start_haproxy(gateway, changes={"# acl own_page": "acl own_page"})
+    assert_lets_subdomains_in(proxy, client_id)
 
 
 class TestRate:
@@ -384,6 +400,10 @@ class TestStatus:
         page = PushClient(proxy.status_address)
         assert "host1" in page.request("GET", "/").text
         assert "haproxy_server_status" in page.request("GET", "/metrics").text
+        # What the head of the file cuts out of the table.
+        names = page.request("GET", "/;csv").text.partition("\n")[0].split(",")
+        cut = [names[number - 1] for number in (1, 2, 5, 18, 57)]
+        assert cut == ["# pxname", "svname", "scur", "status", "last_chk"]
         page.close()
 
 

@@ -25,6 +25,7 @@ from .proxy_contract import (
     TUNNEL_TIMEOUT,
     ProxyContract,
     assert_is_cut_while_idle,
+    assert_lets_subdomains_in,
     connecting_all_the_time,
     idling,
     need,
@@ -123,6 +124,13 @@ def test_file_is_valid(proxy: NginxProcess) -> None:
     done = subprocess.run([*proxy.command, "-t"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done
     assert "[warn]" not in done.stderr
+
+
+def test_subdomains_may_be_let_in(
+    gateway: GatewayProcess, start_nginx: StartNginx, client_id: str
+) -> None:
+    proxy = start_nginx(gateway, changes={"# ~^https": "~^https"})
+    assert_lets_subdomains_in(proxy, client_id)
 
 
 def test_an_address_that_connects_too_often_gets_429(

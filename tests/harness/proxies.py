@@ -182,6 +182,7 @@ class HaproxyProcess(ProxyProcess):
 
     Args:
         gateways: one takes the file as it is; for several, the lines that are comments in it count.
+        changes: what else to replace.
         settings: variables that stand at its top.
     """
 
@@ -191,12 +192,13 @@ class HaproxyProcess(ProxyProcess):
         *,
         folder: Path,
         certificate: Certificate,
+        changes: Mapping[str, str] | None = None,
         **settings: str,
     ) -> None:
         port, status_port = free_ports(2)
         self.status_address = "127.0.0.1", status_port
         self.socket = folder / f"{port}.sock"
-        self.file = haproxy_file(folder, gateways)
+        self.file = haproxy_file(folder, gateways, changes or {})
         environment = {
             "PROXY_BIND": f"127.0.0.1:{port}",
             "PROXY_CERTIFICATE": str(bundle(certificate)),
@@ -241,12 +243,14 @@ class HaproxyProcess(ProxyProcess):
         )
 
 
-def haproxy_file(folder: Path, gateways: Sequence[GatewayProcess] = ()) -> Path:
-    """Return the shipped file, or a copy of it that has the lines of several hosts."""
+def haproxy_file(
+    folder: Path, gateways: Sequence[GatewayProcess], changes: Mapping[str, str]
+) -> Path:
+    """Return the shipped file, or a copy of it that has changes or the lines of several hosts."""
     shipped = CONFIGURATIONS / "haproxy.cfg"
-    if len(gateways) < 2 and os.geteuid() == 0:
+    if len(gateways) == 1 and not changes and os.geteuid() == 0:
         return shipped
-    text = shipped.read_text()
+    text = replace_once(shipped.read_text(), changes)
     if os.geteuid() != 0:  # only root may be somebody else
         text = replace_once(text, {f"    {line}\n": "" for line in ROOT_LINES})
     if len(gateways) > 1:
@@ -261,7 +265,7 @@ def haproxy_file(folder: Path, gateways: Sequence[GatewayProcess] = ()) -> Path:
                 f"    server host{number}-backup {address} backup",
             }  # fmt: skip
             text = replace_once(text, lines)
-    copy = folder / f"haproxy-{len(gateways)}.cfg"
+    copy = folder / f"haproxy-{len(list(folder.iterdir()))}.cfg"
     copy.write_text(text)
     return copy
 
