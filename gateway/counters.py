@@ -152,8 +152,8 @@ CONNECTIONS_LIMITED: Final = _counter(
 )
 MESSAGES_RECEIVED: Final = _counter("messages_received", "Messages from clients.")
 MESSAGES_SENT: Final = _counter("messages_sent", "Messages to clients, replies and pushes.")
-BYTES_RECEIVED: Final = _counter("bytes_received", "Payload bytes of messages from clients.")
-BYTES_SENT: Final = _counter("bytes_sent", "Payload bytes of messages to clients.")
+BYTES_RECEIVED: Final = _counter("received_bytes", "Payload bytes of messages from clients.")
+BYTES_SENT: Final = _counter("sent_bytes", "Payload bytes of messages to clients.")
 PROTOCOL_ERRORS: Final = _counter(
     "protocol_errors", "Connections that were failed because the client broke RFC 6455 or a limit."
 )
