@@ -110,7 +110,9 @@ class CountersCollector(Collector):
 
     def _buckets(self, worker: int, histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
         """Return upper bound and count of each bucket, smaller ones included, and the sum."""
-        bounds = [f"{bound * MICRO:g}" for bound in histogram.bounds_us] + ["+Inf"]
+        # OpenMetrics asks for 1.0 rather than 1, and so does every other exporter: recordings over
+        # several of them have to agree.
+        bounds = [*(str(bound / 1e6) for bound in histogram.bounds_us), "+Inf"]
         counts = [
             self._counters.value(worker, histogram.first + number) for number in range(len(bounds))
         ]

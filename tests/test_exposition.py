@@ -117,7 +117,7 @@ def test_histograms(counters: c.Counters) -> None:
     def below(bound: str) -> float:
         return value(counters, "push_duration_seconds_bucket", **labels, le=bound)
 
-    assert [below("0.0001"), below("0.00025"), below("5"), below("+Inf")] == [2, 3, 3, 4]
+    assert [below("0.0001"), below("0.00025"), below("5.0"), below("+Inf")] == [2, 3, 3, 4]
     assert value(counters, "push_duration_seconds_count", **labels) == 4
     assert value(counters, "push_duration_seconds_sum", **labels) == pytest.approx(10.0003)
     counters.settle(0, 1)
