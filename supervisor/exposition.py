@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from itertools import accumulate
@@ -54,6 +55,7 @@ class CountersCollector(Collector):
         yield from self._declared()
         yield from self._histograms()
         yield from self._processes()
+        yield self._probe_ages()
         yield from self._reaper()
         yield self._per_worker(
             "connections_open", "WebSockets that are open.", counters.connections_open
@@ -144,6 +146,23 @@ class CountersCollector(Collector):
         yield from (memory, files, cpu)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         yield _gauge("worker_max_open_files", "Files that a worker may have open.", limit)
+
+    def _probe_ages(self) -> Metric:
+        """Yield what tells that the lag is of old: nothing comes back from Redis any more."""
+        family = GaugeMetricFamily(
+            PREFIX + "redis_probe_age_seconds",
+            "Time since a probe through Redis came back to this worker; there is one every 2 s.",
+            labels=["worker"],
+        )
+        now_s = time.monotonic()
+        for worker in range(self._counters.workers):
+            slot = self._counters.current(worker)
+            if serves(slot):
+                # A worker that has never heard from itself counts from its start.
+                began_s = now_s - time.time() + slot[c.STARTED_S]
+                last_s = slot[c.PROBED_US] * MICRO or began_s
+                family.add_metric([str(worker)], max(0.0, now_s - last_s))
+        return family
 
     def _reaper(self) -> Iterator[Metric]:
         """Yield what the admin process counts; there is one of it, so no label."""
