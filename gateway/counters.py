@@ -35,10 +35,8 @@ FORK: Final = _internal(
     "fork",
     "Number of the fork, plus 1, whose process uses this bank; 0 for none (by the supervisor).",
 )
-RESTARTS: Final = _counter(
-    "worker_restarts",
-    "Workers that replaced a dead one in this slot (by the supervisor, in bank 0).",
-)
+# By the supervisor, in bank 0.
+RESTARTS: Final = _counter("worker_restarts", "Workers that replaced a dead one in this slot.")
 
 STATE_DOWN: Final = 0
 STATE_STARTING: Final = 1
@@ -48,11 +46,18 @@ STATE_DRAINING: Final = 3
 # The five names of ws2api.
 CONNECTIONS_OPENED: Final = _counter("connections_opened", "WebSockets accepted with a 101.")
 CONNECTIONS_CLOSED: Final = _counter("connections_closed", "Accepted WebSockets that have ended.")
-REQUESTS_STARTED: Final = _counter("requests_started", "Requests to the API, by event not attempt.")
-REQUESTS_FAILED: Final = _counter(
-    "requests_failed", "Requests that ended without a usable answer of the API."
+REQUESTS_STARTED: Final = _counter(
+    "requests_started", "Requests to the API; one that is sent again counts once."
 )
-REQUESTS_SUCCEEDED: Final = _counter("requests_succeeded", "Requests that the API answered well.")
+REQUESTS_FAILED: Final = _counter(
+    "requests_failed",
+    "Requests that ended in an error, or with another status than one that says done; so a connect"
+    " that the API answered with 401 is among them.",
+)
+REQUESTS_SUCCEEDED: Final = _counter(
+    "requests_succeeded",
+    "Requests that the API answered with 200, a message also with 204, a disconnect with any 2xx.",
+)
 
 CLOSES: Final = {
     (cause, code): _counter(
@@ -66,7 +71,10 @@ CLOSES: Final = {
 }
 ERRORS: Final = {
     cause: _counter(
-        "errors", "Requests to the API that failed for good, by what went wrong.", cause=cause
+        "errors",
+        "Connects and messages that the API has failed, by what went wrong; that it refuses a"
+        " client is no error.",
+        cause=cause,
     )
     for cause in causes.OF_REQUESTS
 }
@@ -75,7 +83,10 @@ _API_BOUNDS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-_API_HELP: Final = "Time from a request being sent to the API to its answer, by event."
+_API_HELP: Final = (
+    "Time from a request being sent to the API to its answer, or to the end of the gateway's"
+    " patience, by event."
+)
 CONNECT_LATENCY: Final = _histogram(
     "api_request_duration_seconds", _API_HELP, _API_BOUNDS_S, event="connect"
 )
@@ -152,8 +163,8 @@ CONNECTIONS_LIMITED: Final = _counter(
 )
 MESSAGES_RECEIVED: Final = _counter("messages_received", "Messages from clients.")
 MESSAGES_SENT: Final = _counter("messages_sent", "Messages to clients, replies and pushes.")
-BYTES_RECEIVED: Final = _counter("bytes_received", "Payload bytes of messages from clients.")
-BYTES_SENT: Final = _counter("bytes_sent", "Payload bytes of messages to clients.")
+BYTES_RECEIVED: Final = _counter("received_bytes", "Payload bytes of messages from clients.")
+BYTES_SENT: Final = _counter("sent_bytes", "Payload bytes of messages to clients.")
 PROTOCOL_ERRORS: Final = _counter(
     "protocol_errors", "Connections that were failed because the client broke RFC 6455 or a limit."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from itertools import accumulate
@@ -60,6 +61,7 @@ class CountersCollector(Collector):
         yield from self._declared()
         yield from self._histograms()
         yield from self._processes()
+        yield self._probe_ages()
         yield from self._reaper()
         yield self._per_worker(
             "connections_open", "WebSockets that are open.", counters.connections_open
@@ -124,7 +126,9 @@ class CountersCollector(Collector):
 
     def _buckets(self, worker: int, histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
         """Return upper bound and count of each bucket, smaller ones included, and the sum."""
-        bounds = [f"{bound * MICRO:g}" for bound in histogram.bounds_us] + ["+Inf"]
+        # OpenMetrics asks for 1.0 rather than 1, and so does every other exporter: recordings over
+        # several of them have to agree.
+        bounds = [*(str(bound / 1e6) for bound in histogram.bounds_us), "+Inf"]
         counts = [
             self._counters.value(worker, histogram.first + number) for number in range(len(bounds))
         ]
@@ -156,6 +160,23 @@ class CountersCollector(Collector):
         yield from (memory, files, cpu)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         yield _gauge("worker_max_open_files", "Files that a worker may have open.", limit)
+
+    def _probe_ages(self) -> Metric:
+        """Yield what tells that the lag is of old: nothing comes back from Redis any more."""
+        family = GaugeMetricFamily(
+            PREFIX + "redis_probe_age_seconds",
+            "Time since a probe through Redis came back to this worker; there is one every 2 s.",
+            labels=["worker"],
+        )
+        now_s = time.monotonic()
+        for worker in range(self._counters.workers):
+            slot = self._counters.current(worker)
+            if serves(slot):
+                # A worker that has never heard from itself counts from its start.
+                began_s = now_s - time.time() + slot[c.STARTED_S]
+                last_s = slot[c.PROBED_US] * MICRO or began_s
+                family.add_metric([str(worker)], max(0.0, now_s - last_s))
+        return family
 
     def _reaper(self) -> Iterator[Metric]:
         """Yield what the admin process counts; there is one of it, so no label."""

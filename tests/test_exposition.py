@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from prometheus_client import Metric
@@ -117,7 +118,7 @@ def test_histograms(counters: c.Counters) -> None:
     def below(bound: str) -> float:
         return value(counters, "push_duration_seconds_bucket", **labels, le=bound)
 
-    assert [below("0.0001"), below("0.00025"), below("5"), below("+Inf")] == [2, 3, 3, 4]
+    assert [below("0.0001"), below("0.00025"), below("5.0"), below("+Inf")] == [2, 3, 3, 4]
     assert value(counters, "push_duration_seconds_count", **labels) == 4
     assert value(counters, "push_duration_seconds_sum", **labels) == pytest.approx(10.0003)
     counters.settle(0, 1)
@@ -138,6 +139,21 @@ def test_processes_that_live(counters: c.Counters) -> None:
     assert value(counters, "worker_cpu_seconds_total", worker="1") > 0
     workers = [s.labels["worker"] for s in scrape(counters)["ws2api_worker_open_files"].samples]
     assert workers == ["1"]
+
+
+def test_age_of_the_last_probe(counters: c.Counters) -> None:
+    for worker, (state, probed_s_ago) in enumerate([(c.STATE_SERVING, 30), (c.STATE_DOWN, 0)]):
+        slot = counters.bank(worker, 0)
+        slot[c.STATE] = state
+        slot[c.PROBED_US] = int((time.monotonic() - probed_s_ago) * 1e6)
+    assert value(counters, "redis_probe_age_seconds", worker="0") >= 30
+    assert len(scrape(counters)["ws2api_redis_probe_age_seconds"].samples) == 1
+
+
+def test_age_of_a_probe_that_never_came_back(counters: c.Counters) -> None:
+    slot = counters.bank(0, 0)
+    slot[c.STATE], slot[c.STARTED_S] = c.STATE_SERVING, int(time.time()) - 60
+    assert value(counters, "redis_probe_age_seconds", worker="0") >= 59
 
 
 @pytest.mark.parametrize("name", ["connections_opened", "requests_started", "requests_failed"])
