@@ -7,5 +7,7 @@ The way of its message: `client` reads it with `frames`, `session` puts it in it
 sends it on a connection of `connection_pool`, or lets it wait in the `line` while `breaker` says
 so; `api_connection` reads the answer with `http_wire`, and it goes back the same way.
 
-The way of a push: `push` reads it, `router` finds the client here or hands it to the `bus`.
+The way of a push: `push` reads it, `push_request` says what it asks for, `router` finds the client
+here or hands it to the `bus`. Replies and pushes whose heads were seen before are not parsed again:
+`known_heads`, `known_fields`.
 """

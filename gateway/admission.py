@@ -8,17 +8,17 @@ what had to wait: frames that the client sent early, and pushes that the API mad
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
-import structlog
-
+from . import causes, outcomes
 from . import counters as c
-from . import outcomes
+from .address_limit import AddressLimit
 from .ask import Ask
 from .errors import ApiError, HandshakeError
 from .exchange import CONNECT, Exchange
 from .gate import retry_after
-from .handshake import allows_retry, error_response, refusal
+from .handshake import allows_retry, error_response, is_for_client, refusal
 from .http_wire import ReplyReader
 from .hub import Hub
 from .opening import Opening
@@ -26,8 +26,6 @@ from .session import ASKING, WAITING, Session
 
 MAX_EARLY_BYTES: Final = 65_536
 _HOLD_S: Final = 1.0
-
-_log = structlog.get_logger()
 
 
 class Admission(Session):
@@ -73,19 +71,36 @@ class Admission(Session):
         if opening.raw is not None:
             opening.raw += data
         head = opening.head
+        hub = self._hub
         try:
             if not head.feed(data):
                 return
-            if self._hub.serve_http is not None and not head.wants_websocket:
+            if hub.serve_http is not None and not head.wants_websocket:
                 self._hand_over(opening)
                 return
-            opening.handshake = self._hub.policy.check(head, self._peer())
+            peer = self._peer()
+            opening.handshake = hub.policy.check(head, peer)
         except HandshakeError as error:
             self._refuse(error.status, str(error), error.header_lines)
             return
+        if hub.limit is not None and hub.policy.trusts(peer):
+            remote = opening.handshake.remote
+            if remote != peer and not self._count_address(hub.limit, remote):
+                return
         opening.early += head.rest
         opening.head = opening.raw = None
         self._enter(opening.handshake.client_id)
+
+    def _count_address(self, limit: AddressLimit, address: str) -> bool:
+        """Count a connection of an address; refuse it and return False if it is one too many."""
+        if not limit.enter(self, address):
+            return True
+        self._hub.slot[c.CONNECTIONS_LIMITED] += 1
+        if limit.is_flood(self) and self._transport is not None:
+            self._transport.abort()
+        else:
+            self._refuse(429, "too many connections from this address", retry_after(1.0))
+        return False
 
     def _hand_over(self, opening: Opening) -> None:
         """Let the push side serve a plain HTTP request on this port (--single-port)."""
@@ -93,6 +108,8 @@ class Admission(Session):
         assert transport is not None and opening.raw is not None
         assert self._hub.serve_http is not None
         self._opening = None
+        if self._hub.limit is not None:
+            self._hub.limit.leave(self)
         self._forget()
         self._hub.serve_http(transport, bytes(opening.raw))
 
@@ -154,13 +171,18 @@ class Admission(Session):
         assert opening is not None and opening.handshake is not None
         self._hub.gate.leave(self)
         if reply.status != 200 or reply.body != b"ok":
+            if not is_for_client(reply):
+                text = f"status {reply.status}"
+                self._hub.journal.complain("connect refused", self.client_id, causes.STATUS, text)
             self._turn_away(refusal(reply))
             return False
         try:
             opening.response, self.subprotocol = self._hub.policy.accept(opening.handshake, reply)
             self.retry_safe = allows_retry(reply)
         except HandshakeError as error:
-            self._hub.complain("connect refused", self.client_id, str(error))
+            self._hub.journal.complain(
+                "connect refused", self.client_id, causes.INVALID_REPLY, str(error)
+            )
             if not self.left:
                 self._send_refusal(error_response(error.status, f"{error}\n".encode()))
             # The API has accepted; so it hears of the end like that of any other client.
@@ -176,8 +198,9 @@ class Admission(Session):
         assert opening is not None and self._transport is not None
         self._close_by = 0.0
         self._transport.write(opening.response)
-        if hub.log_connections:
-            _log.debug("client connected", client=self.client_id.decode(), gen=self.generation)
+        assert opening.handshake is not None
+        c.OPENING_TIME.observe(hub.slot, time.monotonic_ns() // 1000 - opening.began_us)
+        hub.journal.opened(self, opening.handshake.remote)
         for ask in opening.take_held():
             ask.finish(*self.apply(ask))
         if len(opening.early) > MAX_EARLY_BYTES:
@@ -206,7 +229,7 @@ class Admission(Session):
         self._forget()
 
     def _send_refusal(self, response: bytes) -> None:
-        self._hub.slot[c.HANDSHAKES_REFUSED] += 1
+        self._hub.slot[c.of_status(response)] += 1
         if self._transport is not None:
             self._transport.write(response)
             self._linger()

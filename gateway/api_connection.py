@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic_ns
 from typing import Protocol, cast
 
 import httptools
 
 from .exchange import CONNECT, MESSAGE, Exchange
-from .http_wire import KnownHeads, ReplyReader, ReplyTooLarge
+from .http_wire import KnownReplies, ReplyReader, ReplyTooLarge
 
 
 class Pool(Protocol):
@@ -31,13 +32,15 @@ class Pool(Protocol):
 class ApiConnection(asyncio.Protocol):
     """Carry one exchange at a time over one connection to the API."""
 
-    def __init__(self, pool: Pool, max_reply_size: int, known: KnownHeads | None = None) -> None:
+    def __init__(self, pool: Pool, max_reply_size: int, known: KnownReplies | None = None) -> None:
         self._pool = pool
         self._reply = ReplyReader(max_reply_size, known)
         self.transport: asyncio.Transport | None = None
         self.exchange: Exchange | None = None
         self.sent_at = 0.0
         """Clock at which the exchange was sent, or at which the connection fell idle."""
+        self.sent_ns = 0
+        """Precise clock at which the exchange was sent."""
         self.was_idle = False
         """Whether the connection has waited for something to do, or served before."""
 
@@ -53,6 +56,7 @@ class ApiConnection(asyncio.Protocol):
         if exchange.event != MESSAGE or not self._reply.is_fresh:
             self._reply.expect(want_headers=exchange.event == CONNECT)
         exchange.attempts += 1
+        self.sent_ns = monotonic_ns()
         self.transport.write(exchange.wire)
 
     def data_received(self, data: bytes) -> None:

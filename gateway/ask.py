@@ -12,7 +12,16 @@ class Ask:
     Subclasses say who learns the outcome: a connection of the push port, or another worker.
     """
 
-    __slots__ = ("client_id", "code", "generation", "hops", "kind", "payload", "waited")
+    __slots__ = (
+        "client_id",
+        "code",
+        "forwarded",
+        "generation",
+        "hops",
+        "kind",
+        "payload",
+        "waited",
+    )
 
     def __init__(
         self,
@@ -37,6 +46,9 @@ class Ask:
         """How often it was passed on because the client had moved."""
         self.waited = waited
         """True when it was held for a connect long enough, and is for the open connection now."""
+
+        self.forwarded = False
+        """True when this worker has handed it to another one."""
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Tell the outcome; called exactly once.

@@ -204,6 +204,7 @@ class Bus:
             self._asked_bytes += len(ask.payload)
             self._deadlines.append((self._sweeper.now, number))
             self._slot[c.PUSHES_FORWARDED] += 1
+            ask.forwarded = True
         wire = pack(
             ask.kind,
             number,

@@ -11,10 +11,8 @@ import asyncio
 import json
 from typing import Final, cast
 
-import structlog
-
+from . import causes, outcomes
 from . import counters as c
-from . import outcomes
 from .admission import MAX_EARLY_BYTES, Admission
 from .ask import Ask
 from .envelope import DESCRIBE, PUSH
@@ -45,8 +43,7 @@ from .session import (
 
 _EVENTS_AT_ONCE: Final = 256
 _NEVER_S: Final = float("inf")
-
-_log = structlog.get_logger()
+_NOUNS: Final = {CONNECT: "connect", MESSAGE: "message", DISCONNECT: "disconnect"}
 
 
 class Client(Admission, asyncio.Protocol):
@@ -79,6 +76,8 @@ class Client(Admission, asyncio.Protocol):
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
         # One place in the wheel for the whole life of the connection, see on_tick.
         hub.sweeper.schedule(self, min(hub.handshake_timeout_s, hub.ping_interval_s or _NEVER_S))
+        if hub.limit is not None and not hub.policy.trusts(peer := self._peer()):
+            self._count_address(hub.limit, peer)
 
     def data_received(self, data: bytes) -> None:
         """Read frames, or what comes before them."""
@@ -112,6 +111,8 @@ class Client(Admission, asyncio.Protocol):
         """End the session, after what the client had sent before."""
         self._transport = None
         self._hub.blocked.pop(self, None)
+        if self._hub.limit is not None:
+            self._hub.limit.leave(self)
         reader = self._reader
         if self.state == OPEN and reader is not None:
             # What goes beyond the queue's bound was held back from us by rights.
@@ -122,7 +123,7 @@ class Client(Admission, asyncio.Protocol):
                 if isinstance(event, Message):
                     self.on_message(event.first_byte, event.payload)
                 elif isinstance(event, Closed):
-                    self.end(event.code, event.reason)
+                    self.end(event.code, event.reason, _cause_of(event))
         self._reader = None
         if self.state == WAITING:
             self._hub.gate.leave(self)
@@ -210,17 +211,20 @@ class Client(Admission, asyncio.Protocol):
         elif self._transport is not None:
             self._transport.close()  # which waits for a client that does not read, so:
             self._drop_after(self._hub.handshake_timeout_s)
-        self.end(event.code, event.reason)
+        self.end(event.code, event.reason, _cause_of(event))
 
     def on_failure(self, exchange: Exchange, error: ApiError) -> None:
         """Log what the session cannot: which client's request failed, and why."""
-        if exchange.event != CONNECT:
-            self._complain(exchange, str(error))
+        if exchange.event != CONNECT or exchange.attempts:
+            self._complain(exchange, error.cause, str(error))
+        else:  # there are many at once, and the outage is logged as such
+            self._hub.slot[c.ERRORS[error.cause]] += 1
         super().on_failure(exchange, error)
 
-    def _complain(self, exchange: Exchange, error: str) -> None:
-        what = "message" if exchange.event == MESSAGE else "disconnect"
-        self._hub.complain(f"the API did not take a {what}", self.client_id, error)
+    def _complain(self, exchange: Exchange, cause: str, error: str) -> None:
+        self._hub.journal.complain(
+            f"the API did not take a {_NOUNS[exchange.event]}", self.client_id, cause, error
+        )
 
     # What the push port asks.
 
@@ -237,7 +241,7 @@ class Client(Admission, asyncio.Protocol):
             return self.deliver(ask.code, ask.payload), b""
         if ask.kind == DESCRIBE:
             return outcomes.OK, self.describe()
-        self.close(ask.code, ask.payload.decode())
+        self.close(ask.code, ask.payload.decode(), causes.API)
         return outcomes.OK, b""
 
     def describe(self) -> bytes:
@@ -250,6 +254,7 @@ class Client(Admission, asyncio.Protocol):
                 "remote": self._peer() if self._transport is not None else None,
                 "subprotocol": self.subprotocol.decode("latin-1") or None,
                 "messages_received": self.sequence + self.queued,
+                "messages_sent": self.sent,
                 "in_flight": self.in_flight,
                 "queued": self.queued,
                 "writable": self.writable,
@@ -299,7 +304,7 @@ class Client(Admission, asyncio.Protocol):
             reader = self._reader = FrameReader(self._hub.max_message_size)
         self._write(reader.start_close(code, reason))
         if not self._reading and self._transport is not None:
-            self._reading = True
+            self._set_reading(True)
             self._transport.resume_reading()  # to see the client's close frame
         self._drop_after(self._hub.handshake_timeout_s)
 
@@ -321,8 +326,9 @@ class Client(Admission, asyncio.Protocol):
         self._close_by = self._hub.sweeper.now + delay_s
         self._hub.sweeper.schedule(self, delay_s)
 
-    def _leave(self) -> None:
+    def _leave(self, cause: str) -> None:
         hub = self._hub
+        hub.journal.closed(self, cause)
         if hub.clients.get(self.client_id) is self:
             del hub.clients[self.client_id]
 
@@ -336,13 +342,6 @@ class Client(Admission, asyncio.Protocol):
     def _report(self) -> None:
         hub = self._hub
         reason = (self.close_reason or "").encode()
-        if hub.log_connections:
-            _log.debug(
-                "client disconnected",
-                client=self.client_id.decode(),
-                gen=self.generation,
-                code=self.close_code,
-            )
         wire = hub.encoder.disconnect(self.client_id, self.generation, self.close_code, reason)
         hub.upstream.submit(Exchange(self, DISCONNECT, wire))
 
@@ -392,3 +391,7 @@ class Client(Admission, asyncio.Protocol):
         self._pinged_at = now
         self._write(PING_FRAME)
         return hub.ping_timeout_s
+
+
+def _cause_of(event: Closed) -> str:
+    return causes.PROTOCOL if event.failed else causes.CLIENT

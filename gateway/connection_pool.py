@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import ssl
 from collections.abc import Callable
 from typing import Final
@@ -104,7 +103,7 @@ class ConnectionPool:
 
     def trim(self) -> None:
         """Close those that are too many to be kept idle, and have not been needed for a while."""
-        recent = self._sweeper.now - _SURPLUS_S if self.max_idle else math.inf
+        recent = self._sweeper.now - (_SURPLUS_S if self.max_idle else 0.0)
         while len(self.free) > self.max_idle and self.free[0].sent_at <= recent:
             self.drop(self.free[0])
 

@@ -9,63 +9,22 @@ A bank outlives its process, so totals stay monotonic when a worker is replaced.
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
+
+from . import causes
+from .metric import MICRO, Declarations, Histogram
 
 WORD_BYTES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """Describe one integer of a bank: what /metrics calls it and what it counts.
-
-    Attributes:
-        is_summed: whether a slot's value is the sum of its banks; False for a gauge that is true
-            of one process only, and is read from the one that is to serve.
-    """
-
-    name: str
-    help: str
-    kind: Literal["counter", "gauge", "internal"]
-    labels: dict[str, str] = field(default_factory=dict)
-    is_summed: bool = True
-
-
-METRICS: list[Metric] = []
+METRICS: Final = Declarations()
 """What a bank holds."""
-REAPER_METRICS: list[Metric] = []
+REAPER_METRICS: Final = Declarations()
 """What the row of the reaper holds; there is one for all workers."""
 
-
-def _counter(name: str, help: str, **labels: str) -> int:
-    METRICS.append(Metric(name, help, "counter", labels))
-    return len(METRICS) - 1
-
-
-def _gauge(name: str, help: str, **labels: str) -> int:
-    METRICS.append(Metric(name, help, "gauge", labels))
-    return len(METRICS) - 1
-
-
-def _gauge_of_one(name: str, help: str) -> int:
-    METRICS.append(Metric(name, help, "gauge", is_summed=False))
-    return len(METRICS) - 1
-
-
-def _internal(name: str, help: str) -> int:
-    METRICS.append(Metric(name, help, "internal", is_summed=False))
-    return len(METRICS) - 1
-
-
-def _reaper_counter(name: str, help: str) -> int:
-    REAPER_METRICS.append(Metric(name, help, "counter"))
-    return len(REAPER_METRICS) - 1
-
-
-def _reaper_gauge(name: str, help: str) -> int:
-    REAPER_METRICS.append(Metric(name, help, "gauge"))
-    return len(REAPER_METRICS) - 1
-
+_counter, _gauge, _gauge_of_one = METRICS.counter, METRICS.gauge, METRICS.gauge_of_one
+_internal, _histogram = METRICS.internal, METRICS.histogram
+_reaper_counter, _reaper_gauge = REAPER_METRICS.counter, REAPER_METRICS.gauge
 
 # The process itself. The admin process and the supervisor judge a worker by these.
 STATE: Final = _internal("state", "One of the STATE_… values.")
@@ -95,6 +54,77 @@ REQUESTS_FAILED: Final = _counter(
 )
 REQUESTS_SUCCEEDED: Final = _counter("requests_succeeded", "Requests that the API answered well.")
 
+CLOSES: Final = {
+    (cause, code): _counter(
+        "closes",
+        "WebSockets that have ended, by close code and by what ended them.",
+        code=code,
+        cause=cause,
+    )
+    for cause, codes in causes.CODES.items()
+    for code in (*codes, causes.OTHER_CODE)
+}
+ERRORS: Final = {
+    cause: _counter(
+        "errors", "Requests to the API that failed for good, by what went wrong.", cause=cause
+    )
+    for cause in causes.OF_REQUESTS
+}
+
+_API_BOUNDS_S: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_API_HELP: Final = "Time from a request being sent to the API to its answer, by event."
+CONNECT_LATENCY: Final = _histogram(
+    "api_request_duration_seconds", _API_HELP, _API_BOUNDS_S, event="connect"
+)
+MESSAGE_LATENCY: Final = _histogram(
+    "api_request_duration_seconds", _API_HELP, _API_BOUNDS_S, event="message"
+)
+DISCONNECT_LATENCY: Final = _histogram(
+    "api_request_duration_seconds", _API_HELP, _API_BOUNDS_S, event="disconnect"
+)
+OPENING_TIME: Final = _histogram(
+    "connect_duration_seconds",
+    "Time from a connection being accepted to its 101, of those that got one.",
+    _API_BOUNDS_S,
+)
+_PUSH_BOUNDS_S: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+_PUSH_TIME_HELP: Final = (
+    "Time from a push being read to its answer; local when its client was found in this worker,"
+    " remote when it went through Redis."
+)
+LOCAL_PUSH_LATENCY: Final = _histogram(
+    "push_duration_seconds", _PUSH_TIME_HELP, _PUSH_BOUNDS_S, path="local"
+)
+REMOTE_PUSH_LATENCY: Final = _histogram(
+    "push_duration_seconds", _PUSH_TIME_HELP, _PUSH_BOUNDS_S, path="remote"
+)
+LOOP_LAG: Final = _histogram(
+    "loop_lag_seconds",
+    "Time by which a tick of the worker's event loop was late; there are ten a second.",
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+WORST_LAG_US: Final = _gauge_of_one(
+    "loop_lag_worst_seconds", "Longest delay of a tick within the last seconds.", MICRO
+)
+
+MESSAGES_QUEUED: Final = _gauge(
+    "messages_queued", "Messages of clients that wait for those before them."
+)
+CLIENTS_PAUSED: Final = _gauge(
+    "clients_paused",
+    "Clients whose sockets are not read, because their messages wait or they do not read.",
+)
+CLIENTS_SLOW: Final = _gauge("clients_slow", "Clients whose write buffer is full.")
+WRITE_BUFFER_BYTES: Final = _gauge(
+    "write_buffer_bytes", "Bytes that wait for the clients whose write buffer is full."
+)
+
 REQUESTS_RETRIED: Final = _counter(
     "requests_retried",
     "Times that a request which had been sent was put back to be sent again: its connection was"
@@ -106,8 +136,19 @@ API_REPLIES_INVALID: Final = _counter(
 API_CONNECTIONS: Final = _gauge("api_connections", "TCP connections to the API, busy and idle.")
 API_QUEUE: Final = _gauge("api_queue_length", "Requests that wait for a connection to the API.")
 
-HANDSHAKES_REFUSED: Final = _counter(
-    "handshakes_refused", "Connections to the client port that were answered with an error."
+HANDSHAKES_REFUSED: Final = {
+    status: _counter(
+        "handshakes_refused",
+        "Connections to the client port that were answered with an error, by HTTP status.",
+        status=status,
+    )
+    for status in (
+        *("400", "401", "403", "404", "409", "426", "429", "431", "502", "503", "504"),
+        "other",
+    )
+}
+CONNECTIONS_LIMITED: Final = _counter(
+    "connections_limited", "Connections refused because their address had too many."
 )
 MESSAGES_RECEIVED: Final = _counter("messages_received", "Messages from clients.")
 MESSAGES_SENT: Final = _counter("messages_sent", "Messages to clients, replies and pushes.")
@@ -155,12 +196,21 @@ CONNECTS_OVERFLOWED: Final = _counter(
 )
 
 PROBE_LAG_US: Final = _gauge_of_one(
-    "push_lag_microseconds", "Time that the last probe took through Redis back to this worker."
+    "redis_lag_seconds",
+    "Time that the last probe took through Redis back to this worker, as a push does.",
+    MICRO,
 )
 PROBED_US: Final = _internal("probed", "Monotonic time of the last probe that came back, in µs.")
 
 REDIS_UP: Final = _gauge_of_one("redis_up", "1 while this worker's connections to Redis are up.")
 REDIS_RECONNECTS: Final = _counter("redis_reconnects", "Times Redis was lost and came back.")
+
+# What the admin process asks for.
+PROFILE_WANTED: Final = _internal(
+    "profile_wanted", "Number of the profile to be made, 0 for none (by admin)."
+)
+PROFILE_KIND: Final = _internal("profile_kind", "What to profile, see profiling.py (by admin).")
+PROFILE_MS: Final = _internal("profile_ms", "How long, in ms (by admin).")
 
 SLOT_LENGTH: Final = len(METRICS)
 """Words of one bank."""
@@ -193,6 +243,14 @@ DISCONNECTS_HELD: Final = _reaper_gauge(
 
 REAPER_LENGTH: Final = len(REAPER_METRICS)
 
+# One row for the whole gateway.
+HOST_DRAINING: Final = 0
+"""1 while /readyz is to say no, so that load balancers send nobody (by the admin process)."""
+ROLLING: Final = 1
+"""1 while workers are being replaced (by the supervisor)."""
+REPLACE_WANTED: Final = 2
+"""From here on a word for each worker: how often it was to be replaced (by the admin process)."""
+
 BANKS: Final = 2
 
 
@@ -206,7 +264,8 @@ class Counters:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._reaper_start = workers * BANKS * SLOT_LENGTH
-        self._mapping = mmap.mmap(-1, (self._reaper_start + REAPER_LENGTH) * WORD_BYTES)
+        self._host_start = self._reaper_start + REAPER_LENGTH
+        self._mapping = mmap.mmap(-1, (self._host_start + REPLACE_WANTED + workers) * WORD_BYTES)
         self._words = memoryview(self._mapping).cast("q")
 
     def bank(self, worker: int, which: int) -> memoryview:
@@ -222,7 +281,12 @@ class Counters:
     @property
     def reaper(self) -> memoryview:
         """Return the integers of the reaper, indexed as REAPER_METRICS."""
-        return self._words[self._reaper_start :]
+        return self._words[self._reaper_start : self._host_start]
+
+    @property
+    def host(self) -> memoryview:
+        """Return the integers of the whole gateway, from HOST_DRAINING on."""
+        return self._words[self._host_start :]
 
     def current(self, worker: int) -> memoryview:
         """Return the bank of the process that is to serve: STATE, PID and the like are its.
@@ -238,6 +302,11 @@ class Counters:
         if METRICS[index].is_summed:
             return sum(self.bank(worker, which)[index] for which in range(BANKS))
         return self.current(worker)[index]
+
+    def buckets(self, histogram: Histogram) -> list[int]:
+        """Sum a histogram's buckets over all workers."""
+        first = histogram.first
+        return [self.total(first + i) for i in range(len(histogram.bounds_us) + 1)]
 
     def total(self, index: int) -> int:
         """Sum one integer over all workers."""
@@ -260,8 +329,18 @@ class Counters:
         words[CONNECTIONS_CLOSED] = words[CONNECTIONS_OPENED]
         words[REQUESTS_FAILED] = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED]
         for index, metric in enumerate(METRICS):
-            if metric.kind != "counter" and index != STARTED_S:
+            if metric.kind in ("gauge", "internal") and index != STARTED_S:
                 words[index] = 0  # of the state: STATE_DOWN
+
+
+def of_status(response: bytes) -> int:
+    """Return the index that counts a refused handshake, given the answer to it."""
+    return HANDSHAKES_REFUSED.get(response[9:12].decode("ascii"), HANDSHAKES_REFUSED["other"])
+
+
+def of_close(code: int, cause: str) -> int:
+    """Return the index that counts a connection which ended like this."""
+    return CLOSES[cause, causes.label_of(code, cause)]
 
 
 def _claim_to_serve(bank: memoryview) -> tuple[bool, int, int]:

@@ -1,6 +1,9 @@
-"""Name what can go wrong; a class carries the HTTP status that it leads to."""
+"""Name what can go wrong; a class carries the HTTP status that it leads to,
+and its label in the metrics."""
 
 from __future__ import annotations
+
+from . import causes
 
 
 class GatewayError(Exception):
@@ -44,9 +47,11 @@ class ApiError(GatewayError):
     Attributes:
         status: what a client is told whose connect depended on it.
         header_lines: lines that this answer carries besides the usual ones, each with its CRLF.
+        cause: what the metrics call it.
     """
 
     status = 502
+    cause = causes.UNREACHABLE
     header_lines = b""
 
 
@@ -59,21 +64,27 @@ class ApiUnreachable(ApiError):
 class ApiDisconnected(ApiError):
     """The API closed the connection before its answer was whole."""
 
+    cause = causes.DISCONNECTED
+
 
 class ApiReplyInvalid(ApiError):
     """The API's answer is no HTTP, or exceeds a limit."""
+
+    cause = causes.INVALID_REPLY
 
 
 class ApiTimeout(ApiError):
     """The API did not answer in time."""
 
     status = 504
+    cause = causes.TIMEOUT
 
 
 class ApiAbandoned(ApiError):
     """The worker ends, so that nobody waits for the API's answer any longer."""
 
     status = 503
+    cause = causes.ABANDONED
     header_lines = b"Retry-After: 1\r\n"
 
 

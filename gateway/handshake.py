@@ -206,7 +206,7 @@ class RequestHead:
 class Handshake:
     """Hold what is known of an upgrade request between its arrival and the answer to it."""
 
-    __slots__ = ("accept", "client_id", "header_lines", "protocols", "query")
+    __slots__ = ("accept", "client_id", "header_lines", "protocols", "query", "remote")
 
     def __init__(
         self,
@@ -215,6 +215,7 @@ class Handshake:
         accept: bytes,
         protocols: tuple[bytes, ...],
         header_lines: bytes,
+        remote: str,
     ) -> None:
         self.client_id = client_id
         self.query = query
@@ -223,6 +224,8 @@ class Handshake:
         """Subprotocols that the client offers, in its order."""
         self.header_lines = header_lines
         """What the API is told of the client's headers."""
+        self.remote = remote
+        """IP address of the client, as far as trusted proxies tell it."""
 
 
 class HandshakePolicy:
@@ -275,7 +278,26 @@ class HandshakePolicy:
         if not all(_TOKEN.fullmatch(name) for name in protocols):
             raise HandshakeError("Sec-WebSocket-Protocol is malformed")
         accept = accept_key(key.decode("ascii")).encode("ascii")
-        return Handshake(client_id, query, accept, protocols, self._header_lines(headers, peer))
+        lines = self._header_lines(headers, peer)
+        return Handshake(client_id, query, accept, protocols, lines, self._remote(headers, peer))
+
+    def trusts(self, peer: str) -> bool:
+        """Tell whether an address is that of a proxy whose X-Forwarded-For is believed."""
+        if not self._trusted:
+            return False
+        address = _address(peer)
+        return address is not None and any(address in network for network in self._trusted)
+
+    def _remote(self, headers: dict[bytes, bytes], peer: str) -> str:
+        """Follow X-Forwarded-For from its end, for as long as trusted proxies have written it."""
+        remote = peer
+        before = [item.decode("latin-1") for item in _list(headers.get(b"x-forwarded-for", b""))]
+        while before and self.trusts(remote):
+            address = _address(before.pop())
+            if address is None:
+                break
+            remote = str(address)
+        return remote
 
     def _check_origin(self, origin: bytes | None) -> None:
         # Only browsers send an Origin, and they always do (RFC 6455, 10.2), so a request without
@@ -292,14 +314,9 @@ class HandshakePolicy:
             if lower in headers
         ]
         forwarded = peer.encode("ascii")
-        if self._trusted:
-            address = ipaddress.ip_address(peer)
-            # What an IPv6 wildcard socket calls a peer that speaks IPv4 (RFC 4291, 2.5.5.2).
-            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-                address = address.ipv4_mapped
-            before = headers.get(b"x-forwarded-for")
-            if before is not None and any(address in network for network in self._trusted):
-                forwarded = before + b", " + forwarded
+        before = headers.get(b"x-forwarded-for")
+        if before is not None and self.trusts(peer):
+            forwarded = before + b", " + forwarded
         lines.append(b"X-Forwarded-For: %b\r\n" % forwarded)
         return b"".join(lines)
 
@@ -329,6 +346,27 @@ class HandshakePolicy:
             b"Sec-WebSocket-Accept: %b\r\n%b%b\r\n" % (handshake.accept, protocol, cookies)
         )
         return response, chosen
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Read an address as proxies write it, also with a port; None if it is none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    # What an IPv6 wildcard socket calls a peer that speaks IPv4 (RFC 4291, 2.5.5.2).
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def is_for_client(reply: ReplyReader) -> bool:
+    """Tell whether a reply to a connect speaks of the client, rather than of the API's troubles."""
+    return reply.status == 200 or reply.status in _PASSED_STATUSES
 
 
 def refusal(reply: ReplyReader) -> bytes:

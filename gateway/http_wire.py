@@ -6,6 +6,7 @@ from typing import Final
 
 import httptools
 
+from .known_heads import KnownHeads
 from .settings import ApiUrl
 
 MAX_REPLY_HEAD_BYTES: Final = 65_536
@@ -14,9 +15,6 @@ MAX_FRAMING: Final = 16
 
 _TEXT_TYPE: Final = b"text/plain; charset=utf-8"
 _BINARY_TYPE: Final = b"application/octet-stream"
-# Heads that are kept at the same time: an API writes few different ones within a second.
-_MOST_KNOWN_HEADS: Final = 256
-_MAX_KNOWN_HEAD_BYTES: Final = 4_096
 
 
 class ReplyTooLarge(Exception):
@@ -89,7 +87,7 @@ class RequestEncoder:
         return self._disconnect % (client_id, generation, code, len(reason), reason)
 
 
-KnownHeads = dict[bytes, tuple[int, bool, int]]
+KnownReplies = KnownHeads[tuple[int, bool, int]]
 """Head of a reply, without the empty line -> status, whether the body is text, Content-Length."""
 
 
@@ -130,9 +128,9 @@ class ReplyReader:
         "want_headers",
     )
 
-    def __init__(self, max_body_size: int, known: KnownHeads | None = None) -> None:
+    def __init__(self, max_body_size: int, known: KnownReplies | None = None) -> None:
         self._max_body_size = max_body_size
-        self._known: KnownHeads = {} if known is None else known
+        self._known: KnownReplies = KnownHeads() if known is None else known
         self.is_fresh = True
         """Whether no byte was fed since `expect`."""
         self.want_headers = False
@@ -172,9 +170,10 @@ class ReplyReader:
         Sets `status`, `body`, `is_text` and `keep_alive`. False means that nothing was read and
         that `feed` is to have the bytes.
         """
-        head, _, body = data.partition(b"\r\n\r\n")
+        head, empty_line, body = data.partition(b"\r\n\r\n")
         known = self._known.get(head)
-        if known is None or known[2] != len(body):
+        # Without the empty line more fields may follow.
+        if known is None or known[2] != len(body) or not empty_line:
             return False
         self.status, self.is_text, _ = known
         self.body = body
@@ -187,11 +186,8 @@ class ReplyReader:
             return
         head, _, body = data.partition(b"\r\n\r\n")
         # Another body means that it was chunked, or that an interim reply came first.
-        if body != self.body or len(head) > _MAX_KNOWN_HEAD_BYTES:
-            return
-        if len(self._known) >= _MOST_KNOWN_HEADS:
-            self._known.clear()
-        self._known[head] = self.status, self.is_text, len(body)
+        if body == self.body:
+            self._known.remember(head, (self.status, self.is_text, len(body)))
 
     def feed(self, data: bytes) -> None:
         """Read bytes of the API; `complete` tells when a reply is whole.

@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import structlog
-
+from . import counters as c
+from .address_limit import AddressLimit
 from .ask import Ask
 from .gate import Gate
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
+from .journal import Journal
 from .outbox import Outbox
 from .registry import Registry
 from .sweeper import Sweeper
@@ -22,11 +23,6 @@ from .upstream import Upstream
 if TYPE_CHECKING:
     from .admission import Admission
     from .client import Client
-
-
-_COMPLAINTS_PER_S: Final = 5
-
-_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -57,7 +53,9 @@ class Hub:
     serve_http: Callable[[asyncio.Transport, bytes], None] | None
     """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
     call_soon: Callable[[Callable[[], None]], object]
-    log_connections: bool
+    journal: Journal
+    limit: AddressLimit | None
+    """None while an address may have any number of connections."""
     refusing: bool = False
     """True when the worker is about to end, so that nobody can come in any more."""
     is_over: bool = False
@@ -73,37 +71,23 @@ class Hub:
     blocked: dict[Client, tuple[float, int]] = field(default_factory=dict)
     """Clients whose write buffer is full: since when nothing was read, and its size."""
     last_generation: int = 0
-    # Complaints in the second that began at the given time.
-    _complaints: int = 0
-    _complaints_since: float = 0.0
 
     def drop_slow(self, now: float) -> None:
         """End the connections of clients that have not read for too long; called each tick."""
         if not self.blocked:
+            self.slot[c.CLIENTS_SLOW] = self.slot[c.WRITE_BUFFER_BYTES] = 0
             return
+        waiting = 0
         for client, (since, size) in list(self.blocked.items()):
             now_size = client.write_buffer_bytes
+            waiting += now_size
             if now_size < size:  # it reads, however slowly
                 self.blocked[client] = now, now_size
             elif now - since > self.write_timeout_s:
                 self.blocked[client] = now, now_size  # the close itself gets as long again
                 client.drop_slow()
-
-    def complain(self, text: str, client_id: bytes, error: str) -> None:
-        """Log what went wrong for one client, a few times a second at most.
-
-        An API that fails fails for thousands of clients at once; the counters tell how many.
-        """
-        now = self.sweeper.now
-        if now - self._complaints_since >= 1.0:
-            if self._complaints > _COMPLAINTS_PER_S:
-                left_out = self._complaints - _COMPLAINTS_PER_S
-                _log.warning("similar lines were left out", count=left_out)
-            self._complaints = 0
-            self._complaints_since = now
-        self._complaints += 1
-        if self._complaints <= _COMPLAINTS_PER_S:
-            _log.warning(text, client=client_id.decode("ascii"), error=error)
+        self.slot[c.CLIENTS_SLOW] = len(self.blocked)
+        self.slot[c.WRITE_BUFFER_BYTES] = waiting
 
     def next_generation(self) -> int:
         """Return a birth time in µs that no other connection of this worker has."""

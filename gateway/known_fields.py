@@ -12,12 +12,11 @@ from typing import Final
 
 from .frames import TEXT, is_utf8
 from .handshake import CLIENT_ID_PATTERN, MAX_CLIENT_ID_BYTES
+from .known_heads import KnownHeads
 
 # A client id with one of these in front wants a closer look: `.`, `..`, and what is reserved.
 _REQUEST_LINE: Final = re.compile(rb"POST /(?![.%@])(" + CLIENT_ID_PATTERN + rb") HTTP/1\.1")
 _MAX_LINE_BYTES: Final = len(b"POST / HTTP/1.1") + MAX_CLIENT_ID_BYTES
-_MOST_KNOWN: Final = 256
-_MAX_BYTES: Final = 4_096
 
 
 class KnownFields:
@@ -28,25 +27,27 @@ class KnownFields:
     def __init__(self) -> None:
         # Block of fields, without the line before and the empty line after it -> Content-Length,
         # and TEXT or BINARY.
-        self._known: dict[bytes, tuple[int, int]] = {}
+        self._known: KnownHeads[tuple[int, int]] = KnownHeads()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def read(self, data: bytes) -> tuple[bytes, int, bytes] | None:
+    def recognise(self, data: bytes) -> tuple[bytes, int, bytes] | None:
         """Return client id, first byte of the frame and message, if `data` is one whole push.
 
         None means that the parser must look at it.
         """
         line, _, rest = data.partition(b"\r\n")
-        fields, _, body = rest.partition(b"\r\n\r\n")
+        fields, empty_line, body = rest.partition(b"\r\n\r\n")
         known = self._known.get(fields)
-        if known is None or known[0] != len(body):
+        # Without the empty line more fields may follow.
+        if known is None or known[0] != len(body) or not empty_line:
             return None
         match = _REQUEST_LINE.fullmatch(line)
         if match is None or len(line) > _MAX_LINE_BYTES:
             return None
         code = known[1]
+        # A method of bytes finds out whether all is ASCII, without the call of a function.
         if code == TEXT and not body.isascii() and not is_utf8(body):
             return None
         return match[1], code, body
@@ -59,8 +60,5 @@ class KnownFields:
             payload: the message that the parser has found.
         """
         fields, _, body = data.partition(b"\r\n")[2].partition(b"\r\n\r\n")
-        if body != payload or len(fields) > _MAX_BYTES:  # it was chunked, for one
-            return
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        self._known[fields] = len(body), code
+        if body == payload:  # else it was chunked, for one
+            self._known.remember(fields, (len(body), code))

@@ -24,6 +24,8 @@ Format = Literal["text", "json"]
 
 STDERR: Final = 2
 
+_log = structlog.get_logger()
+
 _PLAIN = re.compile(r"[!#-<>-~]+")
 """Values that text needs no quotes around: printable ASCII but for space, quote and equals."""
 
@@ -36,6 +38,17 @@ _COLOURS: Final = {
 _RESET: Final = "\x1b[0m"
 
 
+RAISED_S: Final = 300.0
+"""How long `raise_level` should hold, in every process alike."""
+
+
+class _Levels:
+    """Remember the level in force, and the one of the options."""
+
+    configured: Level = "info"
+    current: Level = "info"
+
+
 def configure(level: Level, format: Format, *, descriptor: int = STDERR) -> None:
     """Set up structlog, and route stdlib logging from warnings on into it.
 
@@ -44,18 +57,44 @@ def configure(level: Level, format: Format, *, descriptor: int = STDERR) -> None
         format: "text" for people, "json" for one object a line.
         descriptor: the file that lines are written to.
     """
+    _Levels.configured = level
     colours = os.isatty(descriptor) and "NO_COLOR" not in os.environ
     structlog.configure(
         processors=_processors(format, colours=colours),
-        wrapper_class=structlog.make_filtering_bound_logger(_number(level)),
         logger_factory=_LineWriterFactory(descriptor),
         # A logger kept at module level must follow a later configure().
         cache_logger_on_first_use=False,
     )
+    _set_level(level)
     logging.basicConfig(
         level=max(logging.WARNING, _number(level)),
         handlers=[_ToStructlog()],
         force=True,
+    )
+
+
+def raise_level() -> None:
+    """Write everything from now on, until `restore_level`; see RAISED_S."""
+    _log.warning("logging more for a while", level="debug", seconds=RAISED_S)
+    _set_level("debug")
+
+
+def restore_level() -> None:
+    """Write what the options say."""
+    _set_level(_Levels.configured)
+    _log.warning("logging as before", level=_Levels.configured)
+
+
+def is_written(level: Level) -> bool:
+    """Tell whether lines of a level are written."""
+    return _number(level) >= _number(_Levels.current)
+
+
+def _set_level(level: Level) -> None:
+    _Levels.current = level
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(_number(level)),
+        **{key: value for key, value in structlog.get_config().items() if key != "wrapper_class"},
     )
 
 

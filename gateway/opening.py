@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from . import outcomes
@@ -18,9 +19,11 @@ class Opening:
         keep_raw: whether the bytes may turn out to be for the push side (--single-port).
     """
 
-    __slots__ = ("early", "handshake", "head", "held", "raw", "response")
+    __slots__ = ("began_us", "early", "handshake", "head", "held", "raw", "response")
 
     def __init__(self, keep_raw: bool) -> None:
+        self.began_us = time.monotonic_ns() // 1000
+        """When the connection was accepted."""
         self.head: RequestHead | None = RequestHead()
         """None when the request is complete."""
         self.handshake: Handshake | None = None

@@ -11,32 +11,26 @@ import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic_ns
 from typing import Final, cast
-from urllib.parse import parse_qs
 
 import httptools
 
+from . import counters as c
 from . import outcomes
 from .ask import Ask
-from .envelope import CLOSE, DESCRIBE, PUSH
-from .errors import HandshakeError
-from .frames import BINARY, TEXT, is_utf8
-from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, split_target
+from .envelope import PUSH
+from .handshake import MAX_HEAD_BYTES, MAX_HEADERS
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
+from .push_request import encode_answer, fill, is_binary
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
 _LINGER_S: Final = 2.0
 _MAX_PIPELINED: Final = 256
-_MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
-_BINARY_TYPE: Final = b"application/octet-stream"
 # What may surround a field's value and is no part of it (RFC 9112, 5.1); the parser leaves it.
 _BLANKS: Final = b" \t"
-
-_OK: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nok"
-)
 
 
 @dataclass(slots=True)
@@ -62,7 +56,7 @@ class _Refused(Exception):
 class PushRequest(Ask):
     """Be an ask that came over a connection of the push port."""
 
-    __slots__ = ("_connection", "answer", "wants_no_body")
+    __slots__ = ("_began_ns", "_connection", "answer", "wants_no_body")
 
     def __init__(self, connection: PushConnection) -> None:
         Ask.__init__(self)
@@ -70,9 +64,13 @@ class PushRequest(Ask):
         self.answer = b""
         """The whole HTTP answer; empty until the outcome is known."""
         self.wants_no_body = False
+        self._began_ns = monotonic_ns()
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Answer the API."""
+        if self.kind == PUSH:
+            took = c.REMOTE_PUSH_LATENCY if self.forwarded else c.LOCAL_PUSH_LATENCY
+            took.observe(self._connection.slot, (monotonic_ns() - self._began_ns) // 1000)
         self.answer = self._connection.encode_answer(self, outcome, body)
         self._connection.write_answers()
 
@@ -87,6 +85,8 @@ class PushConnection(asyncio.Protocol):
 
     def __init__(self, hub: PushHub, shows_totals: bool = False) -> None:
         self._hub = hub
+        self.slot = hub.slot
+        """The worker's counters."""
         self._shows_totals = shows_totals
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -143,7 +143,7 @@ class PushConnection(asyncio.Protocol):
             return
         hub = self._hub
         self._active_at = hub.sweeper.now
-        if self._is_between and (push := hub.known.read(data)) is not None:
+        if self._is_between and (push := hub.known.recognise(data)) is not None:
             request = PushRequest(self)
             request.client_id, request.code, request.payload = push
             self._admit(request)
@@ -345,7 +345,9 @@ class PushConnection(asyncio.Protocol):
         if self._shows_totals and method == b"GET" and self._url == b"/":
             request.finish(outcomes.OK, self._hub.totals())
             return
-        refused = self._fill(request)
+        refused = fill(
+            request, method, self._url, self._generation, is_binary(self._type), self._body
+        )
         self._body = b""  # an idle connection must not keep it
         if refused is not None:
             request.finish(*refused)
@@ -380,60 +382,13 @@ class PushConnection(asyncio.Protocol):
         self._refused = outcome, body
         raise _Refused
 
-    # From request to ask.
-
-    def _fill(self, ask: Ask) -> tuple[int, bytes] | None:
-        """Make the ask what the request says; return an outcome if it says nothing sound."""
-        try:
-            ask.client_id, query = split_target(self._url)
-        except HandshakeError as error:
-            return outcomes.BAD_REQUEST, f"{error}\n".encode()
-        if self._generation is not None:
-            if not self._generation.isdigit() or len(self._generation) > 18:
-                return outcomes.BAD_REQUEST, b"Ws2api-Generation must be a number\n"
-            ask.generation = int(self._generation)
-        method = self._parser.get_method()
-        if method == b"POST":
-            return self._fill_push(ask)
-        if method == b"GET":
-            ask.kind = DESCRIBE
-            return None
-        if method == b"DELETE":
-            return _fill_close(ask, query)
-        return outcomes.METHOD_NOT_ALLOWED, b""
-
-    def _fill_push(self, ask: Ask) -> tuple[int, bytes] | None:
-        ask.kind = PUSH
-        ask.payload = self._body
-        if self._type and self._type.lower().startswith(_BINARY_TYPE):
-            ask.code = BINARY
-        elif not is_utf8(self._body):
-            return outcomes.BAD_REQUEST, b"a text message must be UTF-8\n"
-        else:
-            ask.code = TEXT
-        return None
-
     # Answers.
 
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Return the HTTP answer to an outcome, and count it."""
-        status, text, counter = outcomes.ANSWERS[outcome]
-        self._hub.slot[counter] += 1
+        self.slot[outcomes.ANSWERS[outcome][2]] += 1
         is_last = self._closing and bool(self._pending) and self._pending[-1] is request
-        if outcome == outcomes.OK and not body and not is_last:
-            return _OK
-        json = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
-        extra = outcomes.HEADER_LINES.get(outcome, b"")
-        if is_last:
-            extra += b"Connection: close\r\n"
-        body = body or text
-        return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
-            status,
-            json,
-            len(body),
-            extra,
-            b"" if request.wants_no_body else body,
-        )
+        return encode_answer(outcome, body, is_last=is_last, with_body=not request.wants_no_body)
 
     def write_answers(self) -> None:
         """Write the answers that are due, in the order of their requests."""
@@ -469,22 +424,3 @@ class PushConnection(asyncio.Protocol):
         request = PushRequest(self)
         self._pending.append(request)
         request.finish(outcome, body)
-
-
-def _fill_close(ask: Ask, query: bytes) -> tuple[int, bytes] | None:
-    ask.kind = CLOSE
-    try:
-        fields = parse_qs(query[1:].decode("ascii"), keep_blank_values=True, errors="strict")
-        code = int(fields.get("code", ["1000"])[-1])
-        reason = fields.get("reason", [""])[-1].encode("utf-8")
-        reason.decode()
-    except ValueError:
-        return outcomes.BAD_REQUEST, b"code must be a number and reason UTF-8\n"
-    # What an application may send, RFC 6455, 7.4: 1000 to 1003, 1007 to 1014, 3000 to 4999.
-    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999) or code == 1010:
-        return outcomes.BAD_REQUEST, b"this close code may not be sent\n"
-    if len(reason) > _MAX_REASON_BYTES:
-        return outcomes.BAD_REQUEST, b"the reason exceeds 123 bytes\n"
-    ask.code = code
-    ask.payload = reason
-    return None

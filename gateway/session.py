@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
+from . import causes, outcomes
 from . import counters as c
-from . import outcomes
 from .errors import ApiAbandoned, ApiError
 from .exchange import CONNECT, MESSAGE, Exchange
 from .frames import BINARY, TEXT, encode, is_utf8
@@ -70,6 +70,7 @@ class Session:
         "left",
         "replaced",
         "retry_safe",
+        "sent",
         "sequence",
         "state",
         "writable",
@@ -83,6 +84,8 @@ class Session:
         """Birth of the connection in microseconds since the epoch; 0 until the handshake."""
         self.sequence = 0
         """Messages of the client so far that were sent to the API."""
+        self.sent = 0
+        """Messages to the client so far."""
         self.in_flight = 0
         # Messages that wait for their turn, None while none ever had to.
         self._queue: deque[tuple[int, bytes]] | None = None
@@ -151,8 +154,12 @@ class Session:
         """Start or stop reading the socket."""
         raise NotImplementedError
 
-    def _leave(self) -> None:
-        """Be the worker's client of this id no longer: pushes look elsewhere."""
+    def _leave(self, cause: str) -> None:
+        """Be the worker's client of this id no longer: pushes look elsewhere.
+
+        Args:
+            cause: what ended the connection, one of the causes module.
+        """
         raise NotImplementedError
 
     def _release(self) -> None:
@@ -167,7 +174,7 @@ class Session:
         """Note that the API has heard of the end."""
         raise NotImplementedError
 
-    def _complain(self, exchange: Exchange, error: str) -> None:
+    def _complain(self, exchange: Exchange, cause: str, error: str) -> None:
         """Tell the operator what became of a message or a disconnect; the connection stays."""
         raise NotImplementedError
 
@@ -220,7 +227,8 @@ class Session:
                 if body and self.state == OPEN:
                     self._reply_back(reply.is_text, body)
             elif reply.status != 204:
-                self._complain(exchange, f"status {reply.status}")
+                self._complain(exchange, causes.STATUS, f"status {reply.status}")
+            # Asked here, because nearly always there is nothing to proceed with.
             if self._queue or self.state != OPEN or self._farewell is not None:
                 self._proceed()
         elif exchange.event == CONNECT:
@@ -260,6 +268,7 @@ class Session:
             # The client would have to fail the connection (RFC 6455, 8.1).
             slot[c.API_REPLIES_INVALID] += 1
             return
+        self.sent += 1
         slot[c.MESSAGES_SENT] += 1
         slot[c.BYTES_SENT] += len(body)
         self._write(encode(TEXT if is_text else BINARY, body))
@@ -280,6 +289,7 @@ class Session:
         if self._queue is None:
             self._queue = deque()
         self._queue.append((first_byte, payload))
+        slot[c.MESSAGES_QUEUED] += 1
         self._regulate()
 
     def on_writable(self, writable: bool) -> None:
@@ -296,6 +306,7 @@ class Session:
         if not self.writable:
             return outcomes.TOO_SLOW
         slot = self._limits.slot
+        self.sent += 1
         slot[c.MESSAGES_SENT] += 1
         slot[c.BYTES_SENT] += len(payload)
         self._write(encode(first_byte, payload))
@@ -326,6 +337,7 @@ class Session:
             while can_answer and queue and self.in_flight < self._limits.max_in_flight:
                 self.in_flight += 1
                 self.sequence += 1
+                self._limits.slot[c.MESSAGES_QUEUED] -= 1
                 self._post(*queue.popleft())
             self._regulate()
         if self.state >= CLOSING:
@@ -340,20 +352,33 @@ class Session:
             return
         if self._reading:
             if self.queued >= limit or not self.writable:
-                self._reading = False
+                self._set_reading(False)
                 self._read_on(False)
         elif self.queued <= limit // 2 and self.writable:
-            self._reading = True
+            self._set_reading(True)
             self._read_on(True)
+
+    def _set_reading(self, on: bool) -> None:
+        if self.state == OPEN and on != self._reading:
+            self._limits.slot[c.CLIENTS_PAUSED] += -1 if on else 1
+        self._reading = on
 
     # The end.
 
-    def end(self, code: int, reason: str) -> None:
-        """Take the end of the connection, from whichever side, once."""
+    def end(self, code: int, reason: str, cause: str = causes.LOST) -> None:
+        """Take the end of the connection, from whichever side, once.
+
+        Args:
+            cause: one of the causes module.
+        """
         if self.state == OPEN:
+            slot = self._limits.slot
+            if not self._reading:
+                slot[c.CLIENTS_PAUSED] -= 1
             self._set_end(code, reason)
-            self._limits.slot[c.CONNECTIONS_CLOSED] += 1
-            self._leave()
+            slot[c.CONNECTIONS_CLOSED] += 1
+            slot[c.of_close(self.close_code, cause)] += 1
+            self._leave(cause)
             if self.replaced:
                 self._released = True
                 self._report_when_done()
@@ -372,11 +397,15 @@ class Session:
         self.close_code = int(code)  # the frame layer's are of an enumeration
         self.close_reason = reason
 
-    def close(self, code: int, reason: str) -> None:
-        """End the connection from this side, with a close frame."""
+    def close(self, code: int, reason: str, cause: str | None = None) -> None:
+        """End the connection from this side, with a close frame.
+
+        Args:
+            cause: one of the causes module; None for the one that the code stands for.
+        """
         if self.state == OPEN:
             self._send_close(code, reason)
-            self.end(code, reason)
+            self.end(code, reason, cause or causes.OF_OUR_CODES[code])
 
     def drain(self, code: int, reason: str) -> None:
         """End the connection from this side when the messages under way are answered.
@@ -388,7 +417,7 @@ class Session:
         elif self.state == OPEN:
             self._farewell = code, reason
             if self._reading:
-                self._reading = False
+                self._set_reading(False)
                 self._read_on(False)
             self._proceed()
 

@@ -43,6 +43,8 @@ PROGRAM = "ws2api-supervisor"
 _ENVIRONMENT_PREFIX = "WS2API_"
 _ONLY_BY_HAND = ("config", "check")
 """Options of one run, which have no place in the file."""
+_SECRET = ("push_token", "admin_token", "redis")
+"""Options whose values are not to be shown."""
 
 
 def _count_cpus() -> int:
@@ -89,6 +91,11 @@ class Settings(BaseSettings):
     admin_listen: ListenAddress = Field(
         Address("127.0.0.1", 7003),
         description="Where /healthz, /readyz, /status and /metrics are served.",
+    )
+    admin_token: Annotated[Secret | None, Form("TOKEN")] = Field(
+        None,
+        description="Bearer token for what the admin port shows of single clients and for all that "
+        "it changes; without one it does neither.",
     )
     single_port: bool = Field(
         False, description="Also serve pushes, and the plain counters at GET /, on the client port."
@@ -165,6 +172,13 @@ class Settings(BaseSettings):
         60.0,
         description="Time over which SIGHUP moves the clients of the old workers, with 1012.",
     )
+    max_connections_per_ip: Annotated[int, Field(ge=0, le=10_000_000), Form("N", "any number")] = (
+        Field(
+            0,
+            description="Connections from one IP address (or one /64 of IPv6), over all workers; "
+            "more get 429.",
+        )
+    )
     forward_header: HeaderNames = Field(
         (), description="Another header of the client to pass on with the connect."
     )
@@ -182,6 +196,15 @@ class Settings(BaseSettings):
         "info", description="Least severe level that is logged; debug adds each connection."
     )
     log_format: Literal["text", "json"] = Field("text", description="How log lines look.")
+    cpuprofile: Annotated[Path | None, Form("FILE")] = Field(
+        None,
+        description="Profile every worker from start to end, into FILE.0, FILE.1, … (pstats).",
+    )
+    memprofile: Annotated[Path | None, Form("FILE")] = Field(
+        None,
+        description="Write what memory is held at the end of every worker, and where it came from, "
+        "into FILE.0, FILE.1, … (tracemalloc).",
+    )
     config: Annotated[Path | None, Form("FILE")] = Field(
         None, description="TOML file with any of these options."
     )
@@ -351,7 +374,11 @@ def _first_finding(error: ValidationError) -> str:
         limits = {key: _limit(name, value) for key, value in first.get("ctx", {}).items()}
         text = wording.format(**limits)
         # Lists, tables and secrets are better not repeated.
-        if isinstance(first["input"], (str, int, float)) and name not in ("push_token", "redis"):
+        if isinstance(first["input"], (str, int, float)) and name not in (
+            "push_token",
+            "admin_token",
+            "redis",
+        ):
             text += f", got {first['input']}"
     return f"{name.replace('_', '-')}: {text}" if name else text
 

@@ -32,6 +32,8 @@ class Sweeper:
         self._loop = loop
         self.now = loop.time()
         """Time of the last tick: free to read, 0.1 s coarse."""
+        self.lag_s = 0.0
+        """How late the last tick was."""
         self._ring: list[list[Timed]] = [[] for _ in range(_SLOTS)]
         self._position = 0
         self._next_at = self.now + TICK_S
@@ -59,6 +61,7 @@ class Sweeper:
 
     def _tick(self) -> None:
         self.now = now = self._loop.time()
+        self.lag_s = max(0.0, now - self._next_at)
         due: list[Timed] = []
         # A loop that was held up catches up, so that deadlines do not drift. Nothing is looked at
         # before the ring stands where the clock does: the delays that follow begin now.

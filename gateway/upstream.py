@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Final
 
 from . import counters as c
@@ -23,7 +24,7 @@ from .breaker import CLOSED, OPEN, Breaker
 from .connection_pool import ConnectionPool
 from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout
 from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
-from .http_wire import KnownHeads, ReplyReader
+from .http_wire import KnownReplies, ReplyReader
 from .line import Line
 from .outage import Outage
 from .settings import Settings
@@ -34,6 +35,9 @@ _QUICK_ATTEMPTS: Final = 4
 _MOST_DISCONNECTS: Final = 32
 # A tick that is so late was held up, and the answers lie unread in the sockets.
 _STANDSTILL_S: Final = 1.0
+
+# By event.
+_LATENCIES: Final = (c.CONNECT_LATENCY, c.MESSAGE_LATENCY, c.DISCONNECT_LATENCY)
 
 
 class Upstream:
@@ -62,7 +66,7 @@ class Upstream:
         self._sweeper = sweeper
         self._loop = loop
         reply_limit = int(settings.max_message_size)
-        known: KnownHeads = {}
+        known = KnownReplies()
         self._pool = ConnectionPool(
             settings,
             slot,
@@ -119,6 +123,8 @@ class Upstream:
 
     def on_reply(self, connection: ApiConnection, exchange: Exchange, reply: ReplyReader) -> None:
         """Reuse the connection and pass the answer on."""
+        took_us = (monotonic_ns() - connection.sent_ns) // 1000
+        _LATENCIES[exchange.event].observe(self._slot, took_us)
         status = reply.status
         if exchange.event != MESSAGE or status == 503 or self._is_doubtful:
             self._on_notable_reply(connection, exchange, reply)
@@ -308,6 +314,9 @@ class Upstream:
             exchange, connection.exchange = connection.exchange, None
             assert exchange is not None
             connection.abort()
+            # An API that hangs must not look as fast as its last answer.
+            took_us = (monotonic_ns() - connection.sent_ns) // 1000
+            _LATENCIES[exchange.event].observe(self._slot, took_us)
             self._pool.discard(connection)
             self._breaker.on_nothing(connection.sent_at)
             if exchange.event == DISCONNECT:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import hiredis
@@ -19,8 +20,9 @@ import uvloop
 
 from . import bus as bus_module
 from . import counters as c
-from . import disconnects
+from . import disconnects, logs
 from . import registry as registry_module
+from .address_limit import AddressLimit, AddressTable
 from .admission import Admission
 from .bus import Bus
 from .client import Client
@@ -33,10 +35,13 @@ from .gate import Gate
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
 from .hub import Hub
+from .journal import Journal
 from .lease import Lease
 from .outbox import Outbox
 from .probe import Probe
+from .profiling import Profiler, whole_life
 from .push import PushConnection, PushHub
+from .recent import Recent
 from .redis_link import RedisLink
 from .registry import Registry
 from .router import Router
@@ -48,6 +53,7 @@ from .upstream import Upstream
 _BACKLOG: Final = 4096
 _REDIS_START_S: Final = 5.0
 _POLL_S: Final = 0.02
+_WORST_LAG_S: Final = 5.0
 
 _TOTALS: Final = (
     ("connections_opened", c.CONNECTIONS_OPENED),
@@ -78,13 +84,21 @@ class Assignment:
     """URL of the private push socket, without a slash at its end."""
     redis_url: str
     counters: Counters
+    recent: Recent
+    addresses: AddressTable
+    """Connections by address, over all workers."""
+    profiles: Path
+    """Folder for the profiles that the admin process asks for."""
 
 
 def run(settings: Settings, assignment: Assignment) -> int:
     """Be a worker until it is told to stop; return the exit status."""
     # What a connection leaves behind is no cycle; the collector only has to look now and then.
     gc.set_threshold(50_000, 20, 50)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        whole_life(settings.cpuprofile, settings.memprofile, assignment.index),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         return runner.run(_serve(settings, assignment))
 
 
@@ -104,7 +118,6 @@ class Worker:
         self._settings = settings
         self._assignment = assignment
         self._loop = loop
-        self._log = _log.bind(worker=assignment.index)
         self._slot = slot = assignment.counters.bank(assignment.index, assignment.bank)
         self.ending = asyncio.Event()
         """Set when the worker was told to end."""
@@ -115,6 +128,10 @@ class Worker:
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
         self._sweeper = Sweeper(loop)
+        self._worst_lag_us = 0
+        self._worst_since = 0.0
+        # Ends the time in which more is logged.
+        self._calm: asyncio.TimerHandle | None = None
         self._upstream = Upstream(
             settings, slot, self._sweeper, loop, _api_tls(settings), park=self._park
         )
@@ -206,7 +223,14 @@ class Worker:
             reroute=self._router.route,
             serve_http=self._serve_http if settings.single_port else None,
             call_soon=loop.call_soon,
-            log_connections=settings.log_level == "debug",
+            journal=Journal(
+                slot,
+                self._sweeper,
+                assignment.recent.closes(assignment.index, assignment.bank),
+                assignment.recent.errors(assignment.index, assignment.bank),
+                logs.is_written("debug"),
+            ),
+            limit=self._address_limit(),
             clients=clients,
             connecting=connecting,
         )
@@ -224,14 +248,17 @@ class Worker:
 
     async def start(self) -> None:
         """Connect to Redis, listen, and say so in the slot."""
-        slot = self._slot
+        slot, assignment = self._slot, self._assignment
         slot[c.PID] = os.getpid()
         slot[c.STARTED_S] = int(time.time())
         slot[c.STATE] = c.STATE_STARTING
         self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         self._loop.add_signal_handler(signal.SIGUSR2, self._on_retire)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._on_verbose)
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
+        profiler = Profiler(slot, assignment.profiles)
+        self._sweeper.every_tick(profiler.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.start()
         self._commands.start()
@@ -239,7 +266,6 @@ class Worker:
         deadline = self._loop.time() + _REDIS_START_S
         while not self._bus.is_open and self._loop.time() < deadline:
             await asyncio.sleep(_POLL_S)
-        assignment = self._assignment
         for factory, listener in (
             (self._new_push_connection, assignment.push_socket),
             (self._new_push_connection, assignment.private_push_socket),
@@ -250,7 +276,7 @@ class Worker:
             )
         self._beat(self._loop.time())
         slot[c.STATE] = c.STATE_SERVING
-        self._log.info("worker serves", incarnation=assignment.incarnation)
+        _log.info("worker serves", incarnation=assignment.incarnation)
 
     def _new_client(self) -> Client:
         return Client(self._hub)
@@ -272,7 +298,31 @@ class Worker:
         )
 
     def _beat(self, now: float) -> None:
-        self._slot[c.HEARTBEAT_US] = time.monotonic_ns() // 1000
+        slot = self._slot
+        slot[c.HEARTBEAT_US] = time.monotonic_ns() // 1000
+        lag_us = int(self._sweeper.lag_s * 1e6)
+        c.LOOP_LAG.observe(slot, lag_us)
+        if lag_us >= self._worst_lag_us or now - self._worst_since > _WORST_LAG_S:
+            self._worst_lag_us, self._worst_since = lag_us, now
+        slot[c.WORST_LAG_US] = self._worst_lag_us
+
+    def _address_limit(self) -> AddressLimit | None:
+        its, limit = self._assignment, self._settings.max_connections_per_ip
+        return AddressLimit(limit, its.addresses, its.index, its.bank) if limit else None
+
+    # What an operator asks for.
+
+    def _on_verbose(self) -> None:
+        """Log more for a while."""
+        logs.raise_level()
+        self._hub.journal.logs_connections = True
+        if self._calm is not None:
+            self._calm.cancel()
+        self._calm = self._loop.call_later(logs.RAISED_S, self._on_calm)
+
+    def _on_calm(self) -> None:
+        logs.restore_level()
+        self._hub.journal.logs_connections = logs.is_written("debug")
 
     # Redis.
 
@@ -307,7 +357,7 @@ class Worker:
         if not is_late:
             return
         self._slot[c.REDIS_RECONNECTS] += 1
-        self._log.info("Redis is back", clients=len(self._hub.clients))
+        _log.info("Redis is back", clients=len(self._hub.clients))
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = self._loop.create_task(self._restore())
@@ -366,9 +416,7 @@ class Worker:
         """
         hub = self._hub
         self._slot[c.STATE] = c.STATE_DRAINING
-        self._log.info(
-            "worker retires" if self._retiring else "worker stops", clients=len(hub.live)
-        )
+        _log.info("worker retires" if self._retiring else "worker stops", clients=len(hub.live))
         self._servers.pop().close()
         # A replacement takes the pushes, or a new supervisor may want the ports at once.
         if self._retiring or os.getppid() != self._parent:
@@ -377,7 +425,7 @@ class Worker:
             await self._drain.retire()
         unreported = await self._drain.finish(retiring=self._retiring)
         if unreported:
-            self._log.error("the API did not hear of every disconnect", missing=unreported)
+            _log.error("the API did not hear of every disconnect", missing=unreported)
         self._close_servers()
         for connection in list(self._push_hub.connections):
             connection.close_when_idle()

@@ -51,9 +51,10 @@ def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
         prog=f"bench {name}", description=f"Measure {SCENARIOS[name]}."
     )
     module.add_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write PNGs there")
+    if name != "plots":  # it measures nothing that could be written
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+        parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there")
+        parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write PNGs there")
     return module, parser.parse_args(arguments[1:])
 
 

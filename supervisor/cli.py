@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -15,7 +17,9 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from ws2api.gateway import logs
-from ws2api.gateway.counters import Counters
+from ws2api.gateway.address_limit import AddressTable
+from ws2api.gateway.counters import BANKS, Counters
+from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, load
 
 from . import admin, listeners, process
@@ -25,6 +29,7 @@ from .errors import EXIT_GAVE_UP, EXIT_OK, EXIT_USAGE, GaveUpError, StartError
 from .listeners import Listeners
 from .notify import Notifier
 from .parts import Parts
+from .shared_state import SharedState
 from .tree import Tree
 
 _REDIS_TIMEOUT_S: Final = 3.0
@@ -75,21 +80,31 @@ def _serve(configuration: Configuration) -> int:
     settings = configuration.settings
     check_authorities(settings)
     redis = _try_redis(settings)
-    with contextlib.closing(listeners.bind(settings)) as bound:
+    with (
+        contextlib.closing(listeners.bind(settings)) as bound,
+        tempfile.TemporaryDirectory(prefix="ws2api-profiles-") as profiles,
+    ):
         server = EmbeddedServer(find_server()) if settings.redis == "embedded" else None
         if server is not None:
             redis = f"embedded ({server.url})"
-        return Tree(_compose(configuration, bound, server, redis)).run()
+        return Tree(_compose(configuration, bound, server, redis, Path(profiles))).run()
 
 
 def _compose(
-    configuration: Configuration, bound: Listeners, server: EmbeddedServer | None, redis: str
+    configuration: Configuration,
+    bound: Listeners,
+    server: EmbeddedServer | None,
+    redis: str,
+    profiles: Path,
 ) -> Parts:
     """Say what each child does. Everything that they import is imported here, before the fork."""
     from ws2api.gateway.worker import Assignment, run
 
     settings = configuration.settings  # of the start; a child takes those in force when it begins
     counters = Counters(settings.workers)
+    shared = SharedState(
+        counters, Recent(settings.workers, BANKS), AddressTable(settings.workers), profiles
+    )
     redis_url = server.url if server is not None else settings.redis
     started_s = time.time()
 
@@ -107,13 +122,17 @@ def _compose(
                 push_url=own.push_url,
                 redis_url=redis_url,
                 counters=counters,
+                recent=shared.recent,
+                addresses=shared.addresses,
+                profiles=shared.profiles,
             ),
         )
 
     def run_admin(instance: str) -> int:
         return admin.run(
             bound.keep_admin(),
-            counters,
+            bound.push_address,
+            shared,
             redis_url,
             started_s,
             configuration.settings,
@@ -123,6 +142,7 @@ def _compose(
     announce = partial(_announce, settings, bound, redis)
     return Parts(
         counters,
+        shared.addresses,
         configuration,
         run_worker,
         run_admin,

@@ -1,4 +1,4 @@
-"""Name the two ways in which the supervisor ends without having been told to."""
+"""Name how the supervisor ends, and why a request to the admin port is refused."""
 
 from __future__ import annotations
 
@@ -17,3 +17,15 @@ class StartError(Exception):
 
 class GaveUpError(Exception):
     """Say in one line why restarting workers was given up."""
+
+
+class RequestError(Exception):
+    """Answer a request to the admin port with an error.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status

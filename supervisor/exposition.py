@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 from collections.abc import Callable, Iterator
+from importlib import metadata
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from ws2api.gateway import counters as c
+from ws2api.gateway.metric import MICRO, Histogram
+
+from . import process_stats
 
 PREFIX: Final = "ws2api_"
 
 Bank = memoryview  # of 64-bit integers, see counters.py
+
+_BUILD: Final = {
+    "version": metadata.version("ws2api"),
+    "python": platform.python_version(),
+    "uvloop": metadata.version("uvloop"),
+}
 
 _FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
@@ -34,6 +52,8 @@ class CountersCollector(Collector):
         """Yield the families, those of workers with a sample per worker."""
         counters = self._counters
         yield from self._declared()
+        yield from self._histograms()
+        yield from self._processes()
         yield from self._reaper()
         yield self._per_worker(
             "connections_open", "WebSockets that are open.", counters.connections_open
@@ -46,6 +66,13 @@ class CountersCollector(Collector):
         serving = sum(serves(counters.current(worker)) for worker in range(counters.workers))
         yield _gauge("workers_serving", "Workers that accept connections.", serving)
         yield _gauge("workers", "Workers that there should be.", counters.workers)
+        draining = counters.host[c.HOST_DRAINING]
+        yield _gauge("draining", "1 while /readyz says no because it was told to.", draining)
+        info = GaugeMetricFamily(
+            PREFIX + "build_info", "1; what runs stands in the labels.", labels=list(_BUILD)
+        )
+        info.add_metric(list(_BUILD.values()), 1)
+        yield info
         yield _gauge(
             "start_time_seconds", "Unix time at which the supervisor started.", self._started_s
         )
@@ -54,7 +81,7 @@ class CountersCollector(Collector):
         """Yield what counters.py declares; entries of one name are one family."""
         entries: dict[str, list[int]] = {}
         for index, metric in enumerate(c.METRICS):
-            if metric.kind != "internal":
+            if metric.kind in _FAMILIES:
                 entries.setdefault(metric.name, []).append(index)
         for name, indexes in entries.items():
             first = c.METRICS[indexes[0]]
@@ -63,8 +90,58 @@ class CountersCollector(Collector):
             for worker in range(self._counters.workers):
                 for index in indexes:
                     values = [str(worker), *c.METRICS[index].labels.values()]
-                    family.add_metric(values, self._counters.value(worker, index))
+                    value = self._counters.value(worker, index) * c.METRICS[index].scale
+                    family.add_metric(values, value)
             yield family
+
+    def _histograms(self) -> Iterator[Metric]:
+        """Yield the durations; histograms of one name are one family."""
+        families: dict[str, HistogramMetricFamily] = {}
+        for histogram in c.METRICS.histograms:
+            name = PREFIX + histogram.name
+            labels = ["worker", *histogram.labels]
+            family = families.setdefault(
+                name, HistogramMetricFamily(name, histogram.help, labels=labels)
+            )
+            for worker in range(self._counters.workers):
+                values = [str(worker), *histogram.labels.values()]
+                family.add_metric(values, *self._buckets(worker, histogram))
+        yield from families.values()
+
+    def _buckets(self, worker: int, histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+        """Return upper bound and count of each bucket, smaller ones included, and the sum."""
+        bounds = [f"{bound * MICRO:g}" for bound in histogram.bounds_us] + ["+Inf"]
+        counts = [
+            self._counters.value(worker, histogram.first + number) for number in range(len(bounds))
+        ]
+        total = self._counters.value(worker, histogram.sum_index) * MICRO
+        return list(zip(bounds, map(float, accumulate(counts)), strict=True)), total
+
+    def _processes(self) -> Iterator[Metric]:
+        """Yield what the workers' processes use, where the system tells."""
+        memory = GaugeMetricFamily(
+            PREFIX + "worker_resident_memory_bytes",
+            "Memory of the worker's process, pages that are shared with others among it.",
+            labels=["worker"],
+        )
+        files = GaugeMetricFamily(
+            PREFIX + "worker_open_files", "Files that the worker has open.", labels=["worker"]
+        )
+        cpu = CounterMetricFamily(
+            PREFIX + "worker_cpu_seconds",
+            "CPU time of the worker's process; begins anew with a new process.",
+            labels=["worker"],
+        )
+        for worker in range(self._counters.workers):
+            slot = self._counters.current(worker)
+            stats = process_stats.read(slot[c.PID]) if slot[c.PID] else None
+            if stats is not None:
+                memory.add_metric([str(worker)], stats.memory_bytes)
+                files.add_metric([str(worker)], stats.open_files)
+                cpu.add_metric([str(worker)], stats.cpu_s)
+        yield from (memory, files, cpu)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        yield _gauge("worker_max_open_files", "Files that a worker may have open.", limit)
 
     def _reaper(self) -> Iterator[Metric]:
         """Yield what the admin process counts; there is one of it, so no label."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.counters import Counters
 
 from .configuration import Configuration
@@ -19,6 +20,7 @@ class Parts:
 
     Attributes:
         counters: the shared mapping; its slots are the workers to fork.
+        addresses: counts connections by address; what a dead worker had counted is wiped.
         configuration: the settings in force; it is told to read them again on SIGHUP.
         run_worker: runs in a forked child, given the slot, the bank of counters and the
             incarnation's unique id, and returns its exit status.
@@ -33,6 +35,7 @@ class Parts:
     """
 
     counters: Counters
+    addresses: AddressTable
     configuration: Configuration
     run_worker: Callable[[int, int, str], int]
     run_admin: Callable[[str], int]

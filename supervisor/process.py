@@ -22,7 +22,7 @@ EXIT_EXCEPTION: Final = 1
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
-_HANDLED: Final = (signal.SIGTERM, signal.SIGCHLD)
+_HANDLED: Final = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2)
 _FROM_THE_TERMINAL: Final = (signal.SIGINT, signal.SIGHUP)
 _STDERR: Final = 2
 
@@ -69,7 +69,8 @@ def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
     for number in _HANDLED:
         signal.signal(number, signal.SIG_DFL)
-    for number in _FROM_THE_TERMINAL:
+    # Whoever boots yet must not die of being told to log more.
+    for number in (*_FROM_THE_TERMINAL, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.register(signal.SIGQUIT, file=_STDERR, all_threads=True)
 

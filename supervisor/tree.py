@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 from ws2api.gateway import counters as c
+from ws2api.gateway import logs
 
 from . import process
 from .children import Child, Incarnation
@@ -29,6 +30,10 @@ from .signals import SignalQueue
 from .watch import sign_of_life
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+VERBOSE: Final = signal.SIGUSR1
+"""Tells every process to log more for a while."""
+ORDERS_WAIT: Final = signal.SIGUSR2
+"""Tells that the admin process has written what it wants replaced into the shared counters."""
 
 _SERVER_START_TIMEOUT_S: Final = 10.0
 _HELPER_STOP_TIMEOUT_S: Final = 5.0
@@ -50,7 +55,9 @@ class Tree:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._instance = secrets.token_hex(4)
-        self._signals = SignalQueue((*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD))
+        self._signals = SignalQueue(
+            (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD, VERBOSE, ORDERS_WAIT)
+        )
         self._workers = [
             Child(f"worker {index}", self._fork_worker, slot=index)
             for index in range(parts.counters.workers)
@@ -63,6 +70,12 @@ class Tree:
         self._roll = Roll(self._spawn, self._serves)
         self._stage = Stage.IDLE
         self._is_reload_wanted = False
+        # Whether the current or last roll brings new settings.
+        self._is_reload = False
+        # Times that each worker was to be replaced, as far as that was seen to.
+        self._replaced = [0] * parts.counters.workers
+        # Monotonic time at which this process logs as before.
+        self._calm_at: float | None = None
         self._crash_loop = CrashLoop()
         self._announced = False
         self._give_up_reason = ""
@@ -117,6 +130,9 @@ class Tree:
             self._look(now)
         if self._announced:
             self._go_on_rolling(now)
+        if self._calm_at is not None and now >= self._calm_at:
+            self._calm_at = None
+            logs.restore_level()
         for child in self._children():
             if child.due_at is not None and child.due_at <= now:
                 self._fork(child)
@@ -134,6 +150,8 @@ class Tree:
         dues = [self._parts.watch.due_at]
         dues += [child.due_at for child in self._children() if child.due_at is not None]
         dues += [one.kill_at for one in self._by_pid.values() if one.kill_at is not None]
+        if self._calm_at is not None:
+            dues.append(self._calm_at)
         if not self._announced or self._roll.stage is Stage.REPLACING:
             dues.append(now + _POLL_S)
         return max(0.0, min(dues) - now)
@@ -148,6 +166,16 @@ class Tree:
                 self._stop_signals += 1
             elif number == signal.SIGHUP:
                 self._is_reload_wanted = True
+            elif number == VERBOSE:
+                self._log_more()
+
+    def _log_more(self) -> None:
+        """Write debug lines for a while, in every process that was not told already."""
+        logs.raise_level()
+        self._calm_at = time.monotonic() + logs.RAISED_S
+        for one in self._by_pid.values():
+            if one.child is not self._server:
+                one.send(VERBOSE)
 
     def _children(self) -> list[Child]:
         servers = [self._server] if self._server is not None else []
@@ -179,9 +207,25 @@ class Tree:
         if has_drained and not self._roll.failure:
             _log.info("the old workers have ended")
             self._parts.notifier.status(self._describe())
-        if self._is_reload_wanted and self._stage is Stage.IDLE:
-            self._is_reload_wanted = False
-            self._reload(now)
+        if self._stage is Stage.IDLE:
+            if self._is_reload_wanted:
+                self._is_reload_wanted = False
+                self._reload(now)
+            else:
+                self._replace_wanted(now)
+        self._parts.counters.host[c.ROLLING] = int(self._stage is not Stage.IDLE)
+
+    def _replace_wanted(self, now: float) -> None:
+        """Replace the workers that the admin process wants replaced, with the same settings."""
+        wanted = list(self._parts.counters.host[c.REPLACE_WANTED :])
+        if wanted == self._replaced:
+            return
+        chosen = [w for w in self._workers if wanted[w.slot or 0] != self._replaced[w.slot or 0]]
+        self._replaced = wanted
+        _log.info("replacing on request", workers=[worker.slot for worker in chosen])
+        self._roll.begin(chosen, now)
+        self._stage = Stage.REPLACING
+        self._is_reload = False
 
     def _reload(self, now: float) -> None:
         self._parts.notifier.reloading("reading the configuration")
@@ -191,6 +235,9 @@ class Tree:
             _log.error("reload refused", reason=str(error))
             self._parts.notifier.ready(f"reload refused: {error}")
             return
+        self._is_reload = True
+        # Whoever was to be replaced is so by this.
+        self._replaced = list(self._parts.counters.host[c.REPLACE_WANTED :])
         _log.info("replacing the workers one by one", workers=len(self._workers))
         self._roll.begin([*self._workers, self._admin], now)
         self._stage = Stage.REPLACING
@@ -199,7 +246,8 @@ class Tree:
     def _end_replacing(self) -> None:
         """Tell how it went; the old workers may have yet to end."""
         if self._roll.failure:
-            self._parts.configuration.revert()
+            if self._is_reload:
+                self._parts.configuration.revert()
             _log.error("replacing stopped, the old workers stay", reason=self._roll.failure)
             self._parts.notifier.ready(f"replacing stopped: {self._roll.failure}")
         else:
@@ -336,6 +384,7 @@ class Tree:
     def _settle(self, gone: Incarnation) -> None:
         if gone.child.slot is not None:
             self._parts.counters.settle(gone.child.slot, gone.bank)
+            self._parts.addresses.settle(gone.child.slot, gone.bank)
 
     def _died(self, gone: Incarnation, exit_code: int, now: float) -> None:
         """Let the successor take over, or say when a process is forked in place of a dead one."""

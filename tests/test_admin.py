@@ -21,14 +21,20 @@ from harness.waiting import DEADLINE_S
 from redis import Redis
 from ws2api.gateway import counters as c
 from ws2api.gateway import disconnects
-from ws2api.gateway.settings import load
+from ws2api.gateway.address_limit import AddressTable
+from ws2api.gateway.recent import Recent
+from ws2api.gateway.settings import Address, load
 from ws2api.supervisor import admin, process
-from ws2api.supervisor.admin import HEARTBEAT_LIMIT_S, PROBE_LIMIT_S, Admin
+from ws2api.supervisor.admin_port import AdminPort
+from ws2api.supervisor.health import HEARTBEAT_LIMIT_S, PROBE_LIMIT_S
+from ws2api.supervisor.shared_state import SharedState
 
 # Another test's server may run in a thread: no child here touches what a thread could hold.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 NOW_US = 1_000_000_000
+NOBODY = Address("127.0.0.1", 1)
+"""Where no push port listens."""
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +59,23 @@ def counters() -> c.Counters:
     return counters
 
 
+def share(counters: c.Counters) -> SharedState:
+    workers = counters.workers
+    return SharedState(counters, Recent(workers, c.BANKS), AddressTable(workers), Path())
+
+
+def port(counters: c.Counters, redis_url: str, *options: str) -> AdminPort:
+    settings = load(options)
+    return AdminPort(
+        share(counters), settings, redis_url, NOBODY, 1000.0, monotonic_us=lambda: NOW_US
+    )
+
+
 def get(counters: c.Counters, redis_url: str, *paths: str) -> list[tuple[int, str, str]]:
     """Ask for each path in turn; return status, body and content type of each."""
 
     async def ask() -> list[tuple[int, str, str]]:
-        application = Admin(counters, redis_url, 1000.0, lambda: NOW_US).application()
+        application = port(counters, redis_url).application()
         answers = []
         async with TestClient(TestServer(application)) as client:
             for path in paths:
@@ -160,7 +178,7 @@ def test_names_everything_that_is_not_ready(counters: c.Counters, tmp_path: Path
 def test_is_ready_again_after_redis_restarted(counters: c.Counters, tmp_path: Path) -> None:
     async def ask(valkey: ValkeyProcess) -> list[int]:
         statuses = []
-        application = Admin(counters, valkey.url, 1000.0, lambda: NOW_US).application()
+        application = port(counters, valkey.url).application()
         async with TestClient(TestServer(application)) as client:
             for change in (valkey.start, valkey.stop, valkey.start):
                 await asyncio.to_thread(change)
@@ -186,23 +204,32 @@ def test_status_tells_about_each_worker(counters: c.Counters, valkey: ValkeyProc
     document = json.loads(text)
     first, second = document["workers"]
     assert first.pop("uptime_s") >= 0
-    assert first == {
-        "worker": 0,
-        "state": "serving",
-        "pid": 100,
-        "restarts": 0,
-        "connections": 7,
-        "push_lag_ms": 1.5,
-    }
-    assert second == {
-        "worker": 1,
-        "state": "down",
-        "pid": None,
-        "uptime_s": None,
-        "restarts": 4,
-        "connections": 0,
-        "push_lag_ms": None,
-    }
+    assert (
+        first.items()
+        >= {
+            "worker": 0,
+            "state": "serving",
+            "pid": 100,
+            "restarts": 0,
+            "connections": 7,
+            "push_lag_ms": 1.5,
+            "redis_up": True,
+            "breaker": "closed",
+        }.items()
+    )
+    assert (
+        second.items()
+        >= {
+            "worker": 1,
+            "state": "down",
+            "pid": None,
+            "uptime_s": None,
+            "restarts": 4,
+            "connections": 0,
+            "push_lag_ms": None,
+            "redis_up": False,
+        }.items()
+    )
     assert document["uptime_s"] > 0
 
 
@@ -253,7 +280,7 @@ class TestProcess:
         """Start the process; return its id and its port."""
         settings = load(options)
         pid = process.fork(
-            lambda: admin.run(listener, counters, url, time.time(), settings, "4711")
+            lambda: admin.run(listener, NOBODY, share(counters), url, time.time(), settings, "4711")
         )
         return pid, listener.getsockname()[1]
 

@@ -16,6 +16,8 @@ from ws2api.gateway.gate import Gate
 from ws2api.gateway.handshake import HandshakePolicy
 from ws2api.gateway.http_wire import ReplyReader, RequestEncoder
 from ws2api.gateway.hub import Hub
+from ws2api.gateway.journal import Journal
+from ws2api.gateway.recent import Recent
 from ws2api.gateway.session import ASKING, CLAIMING, CLOSED, HANDSHAKE, OPEN, WAITING
 from ws2api.gateway.settings import Settings
 from ws2api.gateway.sweeper import Sweeper
@@ -119,6 +121,7 @@ class Worker:
         self.upstream = Upstream()
         sweeper = Sweeper(cast(Any, self.clock))
         sweeper.start()
+        recent = Recent(1, 1)
         self.hub = Hub(
             slot=self.slot,
             sweeper=sweeper,
@@ -141,7 +144,10 @@ class Worker:
             reroute=lambda ask: None,
             serve_http=None,
             call_soon=lambda callback: None,
-            log_connections=False,
+            journal=Journal(
+                self.slot, sweeper, recent.closes(0, 0), recent.errors(0, 0), logs_connections=False
+            ),
+            limit=None,
         )
 
     @property
@@ -355,7 +361,7 @@ def test_client_that_would_wait_for_too_long_is_turned_back() -> None:
     assert_turned_back(late, retry_after_s=12)
     assert late.transport.written.endswith(b"\r\n\r\ntoo many are connecting\n")
     assert worker.slot[c.CONNECTS_OVERFLOWED] == 1
-    assert worker.slot[c.HANDSHAKES_REFUSED] == 1
+    assert sum(worker.slot[index] for index in c.HANDSHAKES_REFUSED.values()) == 1
     assert worker.registry.withdrawn == [], "it was never marked"
 
 

@@ -125,6 +125,15 @@ def test_those_who_come_later_join_in() -> None:
         assert crowd.sample().opened == 8
 
 
+def test_interval_of_an_empty_crowd_does_not_hold_up_those_who_come() -> None:
+    with serving(answer) as port, Crowd(port, 60) as crowd:
+        crowd.send_paced(interval_s=60)
+        crowd.start_connecting()
+        wait_until(crowd, board.DONE, 1)
+        crowd.stop()
+        crowd.check()
+
+
 def test_a_client_that_waits_is_late_and_does_not_send() -> None:
     may_answer = threading.Event()
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="the extra `bench`")
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
+import bench
 from bench_ import BenchError, plots, published
 from bench_.report import Report, Row
 
@@ -97,7 +98,6 @@ def test_whole_published_curve_takes_the_place_of_its_end_points(tmp_path: Path)
 def options(*arguments: str) -> Namespace:
     parser = ArgumentParser()
     plots.add_arguments(parser)
-    parser.add_argument("--plots", type=Path)
     return parser.parse_args(list(arguments))
 
 
@@ -120,6 +120,16 @@ def test_says_why_it_draws_nothing(tmp_path: Path, text: str | None, why: str) -
         plots.run(options(str(file), f"--plots={tmp_path}"), Report())
 
 
-def test_wants_to_know_where_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="where"):
-        plots.run(options("figures.json"), Report())
+def test_wants_to_know_where_to_draw(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.parse(["plots", "figures.json"])
+    assert "required: --plots" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_takes_no_option_that_it_has_no_use_for(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.parse(["plots", "figures.json", "--plots=here", f"{option}=there"])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err

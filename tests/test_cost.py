@@ -1,6 +1,7 @@
-"""The cost script runs and its counts add up; the figures themselves are nobody's promise here."""
+"""The short form of the benchmark runs its parts; the figures are nobody's promise here."""
 
-import json
+from __future__ import annotations
+
 import shutil
 import subprocess
 import sys
@@ -8,38 +9,40 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "cost.py"
-TINY = ["--seconds=0.3", "--warm-up=0.1", "--rounds=1", "--clients=20", "--in-flight=8"]
-TINY += ["--idle-clients=20", "--no-nchan"]
+pytest.importorskip("rich", reason="the extra `bench`")
 
-pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx plays the API")
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TINY = ["--systems=gateway", "--rounds=1", "--seconds=0.2", "--warm-up=0.1"]
 
 
-def run_cost(*arguments: str) -> str:
-    command = [sys.executable, str(SCRIPT), *TINY, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def cost(tmp_path: Path) -> Path:
+    """Put the script beside a `bench` that installs nothing while other tests run."""
+    bench = tmp_path / "bench"
+    bench.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SCRIPTS}/bench.py" "$@"\n')
+    bench.chmod(0o755)
+    link = tmp_path / "cost"
+    link.symlink_to(SCRIPTS / "cost")
+    return link
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx plays the API")
+def test_prints_messages_memory_connects_and_pushes(cost: Path) -> None:
+    done = subprocess.run([cost, *TINY], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    for line in (
+        "CPU µs per message, 64 in flight",
+        "CPU µs per message, 1,000 in flight",
+        "KB per idle connection",
+        "CPU µs per connect",
+        "push: medians",
+    ):
+        assert line in done.stdout
 
 
-def test_every_reply_is_one_request_and_every_push_one_frame() -> None:
-    counts = json.loads(run_cost("--json"))["counts"]["gateway"]
-    assert counts["replies"] == counts["api_requests"] > 0
-    assert counts["remote_pushes"] == counts["remote_frames"] > 0
-    assert counts["local_pushes"] == counts["local_frames"] > 0
-    assert counts["idle_clients"] == 20
-
-
-def test_prints_a_table_with_the_targets() -> None:
-    lines = run_cost("--only=idle").splitlines()
-    assert lines[1].split()[-1] == "target"
-    assert lines[2].startswith("KB per idle connection ")
-    assert "at most 6: " in lines[2]
-
-
-def test_wrong_figure_is_an_error() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--only=speed"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "no such figures: speed" in done.stderr
+def test_passes_arguments_on_and_ends_with_the_first_failure(cost: Path) -> None:
+    command = [cost, "--systems=nobody"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no nobody here" in done.stderr
+    assert "push" not in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import (
@@ -91,6 +93,8 @@ def test_processes(counters: c.Counters) -> None:
 def test_every_declared_metric_is_there_once_per_worker(counters: c.Counters) -> None:
     families = scrape(counters)
     for metric in c.METRICS:
+        if metric.kind == "bucket":
+            continue
         family = families.get(f"ws2api_{metric.name}")
         if metric.kind == "internal":
             assert family is None
@@ -100,6 +104,40 @@ def test_every_declared_metric_is_there_once_per_worker(counters: c.Counters) ->
         labels = [sample.labels for sample in family.samples]
         for worker in ("0", "1"):
             assert labels.count({"worker": worker, **metric.labels}) == 1
+
+
+def test_histograms(counters: c.Counters) -> None:
+    slot = counters.bank(0, 1)
+    for us in (99, 100, 101, 10_000_000):
+        c.LOCAL_PUSH_LATENCY.observe(slot, us)
+    family = scrape(counters)["ws2api_push_duration_seconds"]
+    assert family.type == "histogram"
+    labels = {"worker": "0", "path": "local"}
+
+    def below(bound: str) -> float:
+        return value(counters, "push_duration_seconds_bucket", **labels, le=bound)
+
+    assert [below("0.0001"), below("0.00025"), below("5"), below("+Inf")] == [2, 3, 3, 4]
+    assert value(counters, "push_duration_seconds_count", **labels) == 4
+    assert value(counters, "push_duration_seconds_sum", **labels) == pytest.approx(10.0003)
+    counters.settle(0, 1)
+    assert below("+Inf") == 4  # it survives its process
+
+
+def test_units_are_those_of_the_names(counters: c.Counters) -> None:
+    slot = counters.bank(0, 0)
+    slot[c.PROBE_LAG_US], slot[c.WORST_LAG_US] = 1500, 2_000_000
+    assert value(counters, "redis_lag_seconds", worker="0") == pytest.approx(0.0015)
+    assert value(counters, "loop_lag_worst_seconds", worker="0") == 2
+
+
+def test_processes_that_live(counters: c.Counters) -> None:
+    counters.bank(1, 0)[c.PID] = os.getpid()
+    assert value(counters, "worker_resident_memory_bytes", worker="1") > 1 << 20
+    assert value(counters, "worker_open_files", worker="1") >= 3
+    assert value(counters, "worker_cpu_seconds_total", worker="1") > 0
+    workers = [s.labels["worker"] for s in scrape(counters)["ws2api_worker_open_files"].samples]
+    assert workers == ["1"]
 
 
 @pytest.mark.parametrize("name", ["connections_opened", "requests_started", "requests_failed"])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ws2api.gateway.http_wire import (
     MAX_REPLY_HEAD_BYTES,
-    KnownHeads,
+    KnownReplies,
     ReplyReader,
     ReplyTooLarge,
     RequestEncoder,
@@ -434,16 +434,16 @@ def test_closed_reader_is_no_garbage() -> None:
 # Known heads.
 
 
-def recognise(data: bytes, known: KnownHeads) -> Reply | None:
+def recognise(data: bytes, known: KnownReplies) -> Reply | None:
     reader = ReplyReader(MAX_BODY_BYTES, known)
     if not reader.recognise(data):
         return None
     return Reply(reader.status, reader.body, keep_alive=reader.keep_alive)
 
 
-def heads_of(*wires: bytes) -> KnownHeads:
+def heads_of(*wires: bytes) -> KnownReplies:
     """Return what becomes known by reading the replies, each on a connection of its own."""
-    known: KnownHeads = {}
+    known = KnownReplies()
     for wire in wires:
         reader = ReplyReader(MAX_BODY_BYTES, known)
         reader.expect(want_headers=False)
@@ -497,6 +497,13 @@ def test_what_is_not_the_same_head_with_a_whole_body_is_left_to_the_parser(data:
     assert (reader.status, reader.body) == (0, b"")
 
 
+@pytest.mark.parametrize("wire", [b"HTTP/1.1 204 No\r\nA: b\r\n\r\n", PLAIN + b"ok"])
+def test_beginning_of_a_known_reply_is_left_to_the_parser(wire: bytes) -> None:
+    reader = ReplyReader(MAX_BODY_BYTES, heads_of(wire))
+    assert [end for end in range(len(wire)) if reader.recognise(wire[:end])] == []
+    assert reader.recognise(wire)
+
+
 @pytest.mark.parametrize(
     "wire",
     [
@@ -515,7 +522,7 @@ def test_head_of_a_reply_that_is_not_plain_is_not_kept(wire: bytes) -> None:
 
 
 def test_head_of_a_reply_in_pieces_is_not_kept() -> None:
-    known: KnownHeads = {}
+    known = KnownReplies()
     reader = ReplyReader(MAX_BODY_BYTES, known)
     reader.expect(want_headers=False)
     feed(reader, [PLAIN[:9], PLAIN[9:] + b"ok"])
@@ -539,7 +546,7 @@ def test_what_is_recognised_is_what_the_parser_reads(
     fields: list[bytes], bodies: tuple[bytes, bytes], status: bytes
 ) -> None:
     head = b"HTTP/1.1 " + status + b"\r\n" + b"".join(fields) + b"\r\n"
-    known: KnownHeads = {}
+    known = KnownReplies()
     first = ReplyReader(MAX_BODY_BYTES, known)
     first.expect(want_headers=False)
     try:

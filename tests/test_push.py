@@ -1143,6 +1143,17 @@ def test_known_fields_change_nothing_in_any_split(
     assert len(api.answers) == len(pushes)
 
 
+@pytest.mark.parametrize("body", [b"", b"hi"])
+def test_beginning_of_a_push_with_known_fields_waits_for_its_end(body: bytes) -> None:
+    data = request("POST", "/me", body, "Ws2api-Unknown: fields may follow")
+    for cut in range(1, len(data)):
+        api = learnt("Ws2api-Unknown: fields may follow", body=body)
+        api.sends(data[:cut])
+        assert api.asks == []
+        api.sends(data[cut:])
+        assert (api.ask.client_id, api.ask.payload) == (b"me", body)
+
+
 def test_known_fields_are_bounded() -> None:
     api = Api(ok)
     for number in range(1_000):

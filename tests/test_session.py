@@ -15,8 +15,8 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from ws2api.gateway import causes, outcomes
 from ws2api.gateway import counters as c
-from ws2api.gateway import outcomes
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.errors import ApiDisconnected, ApiError, ApiTimeout, ApiUnreachable
 from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
@@ -65,6 +65,7 @@ class Recorder(Session):
         self._releases_at_once = releases_at_once
         self.settled = 0
         self.complaints: list[str] = []
+        self.causes: list[str] = []
 
     def taken(self) -> list[Action]:
         """Return the actions since this was called last."""
@@ -85,8 +86,8 @@ class Recorder(Session):
     def _claim(self) -> None:
         self.actions.append(("claim",))
 
-    def _leave(self) -> None:
-        """Nothing is looked up here."""
+    def _leave(self, cause: str) -> None:
+        self.causes.append(cause)
 
     def _take_over(self) -> None:
         self.actions.append(("take_over",))
@@ -127,7 +128,8 @@ class Recorder(Session):
     def _settle(self) -> None:
         self.settled += 1
 
-    def _complain(self, exchange: Exchange, error: str) -> None:
+    def _complain(self, exchange: Exchange, cause: str, error: str) -> None:
+        assert cause == causes.STATUS
         self.complaints.append(error)
 
     # What happens to it.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from ws2api.gateway.option_types import format_duration, format_size
 from ws2api.gateway.settings import (
     Address,
@@ -25,6 +26,7 @@ A_VALUE = {
     "push_advertise": ("gateway-1.example", "gateway-1.example"),
     "push_token": ("s3cret", "s3cret"),
     "admin_listen": ("localhost:0", Address("127.0.0.1", 0)),
+    "admin_token": ("s3same", "s3same"),
     "single_port": ("true", True),
     "api": ("https://api.example/v1/", ApiUrl("api.example", 443, True, "/v1", "api.example")),
     "api_timeout": ("2m", 120.0),
@@ -48,12 +50,15 @@ A_VALUE = {
     "push_timeout": ("1s", 1.0),
     "shutdown_timeout": ("1h", 3600.0),
     "drain_seconds": ("5m", 300.0),
+    "max_connections_per_ip": ("20", 20),
     "forward_header": ("X-Tenant, Accept-Language", ("X-Tenant", "Accept-Language")),
     "subprotocol": ("ocpp1.6,ocpp2.0.1", ("ocpp1.6", "ocpp2.0.1")),
     "trusted_proxy": ("10.0.0.0/8", ("10.0.0.0/8",)),
     "allow_origin": ("https://*.example", ("https://*.example",)),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
+    "cpuprofile": ("/tmp/cpu", Path("/tmp/cpu")),
+    "memprofile": ("/tmp/memory", Path("/tmp/memory")),
     "config": ("", None),
     "check": ("true", True),
 }
@@ -70,7 +75,7 @@ def _no_options_around(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def value_of(settings: Settings, name: str) -> object:
     value = getattr(settings, name)
-    return value.get_secret_value() if name == "push_token" and value is not None else value
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def complaint(*arguments: str) -> str:

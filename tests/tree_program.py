@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 
 from ws2api.gateway import counters as c
 from ws2api.gateway import logs
+from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.settings import Settings, SettingsError
 from ws2api.supervisor import listeners
 from ws2api.supervisor.configuration import Configuration
@@ -72,6 +73,7 @@ class Program:
             self.say("redis", server.url)
         parts = Parts(
             self.counters,
+            AddressTable(self.counters.workers),
             self.configuration,
             self.run_worker,
             self.run_admin,

@@ -118,17 +118,8 @@ def run_api(
     """
     if for_ws2api and accepts(WS2API_API_PORT):
         raise BenchError(f"ws2api needs its API at port {WS2API_API_PORT}, where something else is")
-    units, rest = divmod(answer_bytes, frames.UNIT)
-    unit = frames.answer_unit().decode()
-    return systems.run_nginx(
-        "api",
-        API,
-        workers=workers,
-        also=f" listen 127.0.0.1:{WS2API_API_PORT} backlog=4096;" if for_ws2api else "",
-        unit=unit,
-        answer="$unit" * units + unit[:rest],
-        size=answer_bytes,
-    )
+    also = f" listen 127.0.0.1:{WS2API_API_PORT} backlog=4096;" if for_ws2api else ""
+    return systems.run_api(answer_bytes, workers, API, also=also, size=answer_bytes)
 
 
 @contextlib.contextmanager

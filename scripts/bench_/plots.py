@@ -54,8 +54,6 @@ Points = Sequence[tuple[float, float, float]]
 """Seconds, connections, messages a second."""
 
 _THOUSANDS: Final = FuncFormatter(lambda value, _: f"{value:,.10g}")
-
-
 _LEGEND_LETTERS: Final = 130
 """What fits in a line below a plot."""
 
@@ -69,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what --json wrote; or a ramp as CSV, such as those in ws2api's repository",
     )
+    parser.add_argument(
+        "--plots", type=Path, required=True, metavar="FOLDER", help="write PNGs there"
+    )
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -77,8 +78,6 @@ def run(options: argparse.Namespace, report: Report) -> None:
     Raises:
         BenchError: a file is no report, or there is nothing in them to draw.
     """
-    if not options.plots:
-        raise BenchError("where to? give --plots FOLDER")
     try:
         reports = [load(file) for file in options.files]
     except (OSError, ValueError) as error:

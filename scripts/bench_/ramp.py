@@ -6,8 +6,9 @@ options that it has by itself, but for these:
 
     --workers         a process may have only so many files, so clients decide how many workers
                       there are, not CPUs; their memory and wake-ups are part of the figures
-    --ping-interval   its default, 30 s, or twice the time between messages, if that is longer: who
-                      talks need not be pinged, and a million pings in 30 s are 33,333 a second
+    --ping-interval   its default, 30 s, or twice the time between messages, in whole seconds, if
+                      that is longer: who talks need not be pinged, and a million pings in 30 s are
+                      33,333 a second
 
     --api-max-connections
                       20 per worker, see --api-connections: when the CPUs have no more to give,
@@ -20,6 +21,7 @@ more CPU is there for connects.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -61,6 +63,9 @@ AT_ONCE_SILENT: Final = 32
 """Per worker, as long as nobody talks: then each has more to do whenever it gets a CPU."""
 PING_INTERVAL_S: Final = 30
 """The gateway's default, and the least here."""
+PATIENCE_S: Final = 2.0
+"""How long the end of a system may take: it would tell the API of each of its many clients, and
+nobody counts any more."""
 MEMORY_EVERY_S: Final = 15
 """Adding up the pages of many processes takes a while that is theirs."""
 LINE_EVERY_S: Final = 10
@@ -152,7 +157,7 @@ class Ramp:
         self._options = options
         setting = SystemOptions(
             options.workers,
-            max(PING_INTERVAL_S, 2 * options.every),
+            max(PING_INTERVAL_S, math.ceil(2 * options.every)),  # nginx takes no fractions
             options.clients,
             message_bytes=options.bytes,
             arguments=(f"--api-max-connections={options.api_connections}",),
@@ -172,6 +177,7 @@ class Ramp:
             built_s = self._build_up()
             figures = self._hold() | {"built_up_s": built_s}
         finally:
+            self._system.patience_s = PATIENCE_S
             name = f"{self._system.name}, {self._options.clients:,} clients"
             name += ", silent at first" if self._options.silent else ""
             report.series(name, COLUMNS, self._meter.lines)

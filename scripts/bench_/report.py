@@ -86,14 +86,8 @@ class Destinations(Protocol):
 class Report:
     """Gather rows and series, and bring them to the reader in the end."""
 
-    command: str = field(
-        default_factory=lambda: " ".join(
-            [Path(sys.argv[0]).name.removesuffix(".py"), *sys.argv[1:]]
-        )
-    )
-    date: str = field(
-        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    )
+    command: str = field(default_factory=lambda: _command())
+    date: str = field(default_factory=lambda: _now())
     machine: dict[str, int | float | str] = field(default_factory=lambda: describe_machine())
     rows: list[Row] = field(default_factory=list)
     all_series: list[Series] = field(default_factory=list)

@@ -258,16 +258,24 @@ REGISTRY: dict[str, Callable[[int, SystemOptions], AbstractContextManager[System
 """By name: a function that runs a system in front of the API at that port."""
 
 
-def run_api(answer_bytes: int = 30, workers: int = 1) -> AbstractContextManager[System]:
+def run_api(
+    answer_bytes: int = 30, workers: int = 1, block: str = API, **values: object
+) -> AbstractContextManager[System]:
     """Run the API: a constant for a message, ok for everything else.
 
     nginx takes words of 4 KB at most in its configuration, so a large answer is put together from
     many times the same variable.
+
+    Args:
+        answer_bytes: size of the answer to a message.
+        workers: nginx processes.
+        block: what its http block has.
+        values: for what the block names beyond port, unit and answer.
     """
     units, rest = divmod(answer_bytes, frames.UNIT)
     unit = frames.answer_unit().decode()
     answer = "$unit" * units + unit[:rest]
-    return run_nginx("api", API, workers=workers, unit=unit, answer=answer)
+    return run_nginx("api", block, workers=workers, unit=unit, answer=answer, **values)
 
 
 def requests_seen(api: System) -> int:

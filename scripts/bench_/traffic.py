@@ -74,10 +74,12 @@ class Paced(Traffic):
 
     def tick(self) -> None:
         now = clock()
+        gap_ns = self._gap_ns()
+        # What was due when there were fewer clients, or none, is due sooner with those of now.
+        self._due_ns = min(self._due_ns, now + gap_ns)
         if self._due_ns > now or not self._running:
             return
         clients = self._clients
-        gap_ns = self._gap_ns()
         count = len(clients.open_fds)
         if not count:
             self._due_ns = now + gap_ns

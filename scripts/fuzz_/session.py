@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Final
 
-from ws2api.gateway import outcomes
+from ws2api.gateway import causes, outcomes
 from ws2api.gateway.counters import METRICS
 from ws2api.gateway.errors import ApiDisconnected
 from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
@@ -94,13 +94,14 @@ class Life(Session):
     def _send_close(self, code: int, reason: str) -> None:
         assert self.state == OPEN
         if not self._reading:  # the client's own close frame has to be read
-            self._reading = True
+            self._set_reading(True)
 
     def _read_on(self, on: bool) -> None:
         assert on == self._reading
 
-    def _leave(self) -> None:
+    def _leave(self, cause: str) -> None:
         assert self.state == CLOSING
+        assert cause in causes.CODES
 
     def _release(self) -> None:
         assert not self.is_releasing

@@ -33,7 +33,9 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, cast
 
 import structlog
+from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.counters import Counters
+from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Settings
 from ws2api.gateway.worker import Assignment, Worker
 
@@ -273,6 +275,9 @@ class Rig:
             push_url="http://push",
             redis_url="unix:///none",
             counters=Counters(1),
+            recent=Recent(1, 1),
+            addresses=AddressTable(1),
+            profiles=Path(),
         )
         self._worker = Worker(settings, assignment, self.loop)
         self.loop.run_until_complete(self._worker.start())

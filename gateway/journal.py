@@ -1,0 +1,114 @@
+"""Note what becomes of clients: for the log, for the metrics, and for whoever looks one up."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from . import counters as c
+from .recent import CloseRecord, ErrorRecord, Ring
+from .sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from .session import Session
+
+_COMPLAINTS_PER_S: Final = 5
+
+_log = structlog.get_logger()
+
+
+class Journal:
+    """Be told of the beginnings, the ends and the troubles of a worker's clients.
+
+    Args:
+        slot: the worker's counters.
+        closes: keeps the latest ends.
+        errors: keeps the latest errors.
+        logs_connections: whether a line is logged at the start and at the end of each connection.
+    """
+
+    def __init__(
+        self, slot: memoryview, sweeper: Sweeper, closes: Ring, errors: Ring, logs_connections: bool
+    ) -> None:
+        self._slot = slot
+        self._sweeper = sweeper
+        self._closes = closes
+        self._errors = errors
+        self.logs_connections = logs_connections
+        # Where clients come from, of those whose start was logged: a socket that has ended does
+        # not tell any more.
+        self._remotes: dict[Session, str] = {}
+        # Complaints in the second that began at the given time.
+        self._complaints = 0
+        self._complaints_since = 0.0
+
+    def opened(self, client: Session, remote: str) -> None:
+        """Note that a client is connected.
+
+        Args:
+            remote: its IP address, as far as proxies are trusted to tell it.
+        """
+        if not self.logs_connections:
+            return
+        self._remotes[client] = remote
+        _log.debug(
+            "client connected",
+            client=client.client_id.decode("ascii"),
+            generation=client.generation,
+            remote=remote,
+        )
+
+    def closed(self, client: Session, cause: str) -> None:
+        """Note that a client's connection has ended."""
+        now_s = time.time()
+        record = CloseRecord(
+            now_s,
+            client.generation,
+            client.close_code,
+            max(0.0, now_s - client.generation / 1e6),
+            client.sequence + client.queued,
+            client.sent,
+            cause,
+            client.client_id.decode("ascii"),
+            client.close_reason or "",
+        )
+        self._closes.append(record.encode())
+        remote = self._remotes.pop(client, None) if self._remotes else None
+        if self.logs_connections:
+            _log.debug(
+                "client disconnected",
+                client=record.client_id,
+                generation=record.generation,
+                remote=remote,
+                code=record.code,
+                cause=cause,
+                duration_s=round(record.duration_s, 3),
+                messages_received=record.messages_received,
+                messages_sent=record.messages_sent,
+            )
+
+    def complain(self, text: str, client_id: bytes, cause: str, error: str) -> None:
+        """Count what went wrong for one client, and log it, a few times a second at most.
+
+        An API that fails fails for thousands of clients at once; the counters tell how many.
+
+        Args:
+            cause: one of the causes module.
+        """
+        self._slot[c.ERRORS[cause]] += 1
+        now = self._sweeper.now
+        if now - self._complaints_since >= 1.0:
+            if self._complaints > _COMPLAINTS_PER_S:
+                left_out = self._complaints - _COMPLAINTS_PER_S
+                _log.warning("similar lines were left out", count=left_out)
+            self._complaints = 0
+            self._complaints_since = now
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS_PER_S:
+            client = client_id.decode("ascii")
+            self._errors.append(
+                ErrorRecord(time.time(), cause, client, f"{text}: {error}").encode()
+            )
+            _log.warning(text, client=client, cause=cause, error=error)

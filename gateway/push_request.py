@@ -1,0 +1,106 @@
+"""Make an ask of a request to the push port, and an HTTP answer of its outcome: pure."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import parse_qs
+
+from . import outcomes
+from .ask import Ask
+from .envelope import CLOSE, DESCRIBE, PUSH
+from .errors import HandshakeError
+from .frames import BINARY, TEXT, is_utf8
+from .handshake import split_target
+
+_MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
+_BINARY_TYPE: Final = b"application/octet-stream"
+
+_OK: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nok"
+)
+
+
+def is_binary(content_type: bytes) -> bool:
+    """Tell whether a message of this Content-Type is binary; everything else is text."""
+    return content_type.lower().startswith(_BINARY_TYPE)
+
+
+def fill(
+    ask: Ask, method: bytes, target: bytes, generation: bytes | None, binary: bool, body: bytes
+) -> tuple[int, bytes] | None:
+    """Make the ask what the request says; return an outcome if it says nothing sound.
+
+    Args:
+        target: of the request line.
+        generation: value of Ws2api-Generation, None when there is none.
+        binary: whether the body is a binary message.
+    """
+    try:
+        ask.client_id, query = split_target(target)
+    except HandshakeError as error:
+        return outcomes.BAD_REQUEST, f"{error}\n".encode()
+    if generation is not None:
+        if not generation.isdigit() or len(generation) > 18:
+            return outcomes.BAD_REQUEST, b"Ws2api-Generation must be a number\n"
+        ask.generation = int(generation)
+    if method == b"POST":
+        return _fill_push(ask, binary, body)
+    if method == b"GET":
+        ask.kind = DESCRIBE
+        return None
+    if method == b"DELETE":
+        return _fill_close(ask, query)
+    return outcomes.METHOD_NOT_ALLOWED, b""
+
+
+def _fill_push(ask: Ask, binary: bool, body: bytes) -> tuple[int, bytes] | None:
+    ask.kind = PUSH
+    ask.payload = body
+    ask.code = BINARY if binary else TEXT
+    if not binary and not is_utf8(body):
+        return outcomes.BAD_REQUEST, b"a text message must be UTF-8\n"
+    return None
+
+
+def _fill_close(ask: Ask, query: bytes) -> tuple[int, bytes] | None:
+    ask.kind = CLOSE
+    try:
+        fields = parse_qs(query[1:].decode("ascii"), keep_blank_values=True, errors="strict")
+        code = int(fields.get("code", ["1000"])[-1])
+        reason = fields.get("reason", [""])[-1].encode("utf-8")
+        reason.decode()
+    except ValueError:
+        return outcomes.BAD_REQUEST, b"code must be a number and reason UTF-8\n"
+    # What an application may send, RFC 6455, 7.4: 1000 to 1003, 1007 to 1014, 3000 to 4999.
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999) or code == 1010:
+        return outcomes.BAD_REQUEST, b"this close code may not be sent\n"
+    if len(reason) > _MAX_REASON_BYTES:
+        return outcomes.BAD_REQUEST, b"the reason exceeds 123 bytes\n"
+    ask.code = code
+    ask.payload = reason
+    return None
+
+
+def encode_answer(outcome: int, body: bytes, *, is_last: bool, with_body: bool) -> bytes:
+    """Return the HTTP answer to an outcome.
+
+    Args:
+        body: what to answer; empty for what the outcome says by itself.
+        is_last: whether the connection ends after it.
+        with_body: False for the answer to a HEAD (RFC 9110, 9.3.2).
+    """
+    if outcome == outcomes.OK and not body and not is_last:
+        return _OK
+    status, text, _ = outcomes.ANSWERS[outcome]
+    content_type = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
+    extra = outcomes.HEADER_LINES.get(outcome, b"")
+    if is_last:
+        extra += b"Connection: close\r\n"
+    body = body or text
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        status,
+        content_type,
+        len(body),
+        extra,
+        body if with_body else b"",
+    )

@@ -1,0 +1,128 @@
+"""Find clients and close them for an operator: through Redis, and through the push port.
+
+The admin process holds no socket of a client. Where a client is stands in Redis, and the push port
+of any worker reaches it, as it does for the API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from typing import Any, Final
+
+import aiohttp
+from redis.asyncio import Redis
+from ws2api.gateway.disconnects import LEASES
+from ws2api.gateway.errors import HandshakeError
+from ws2api.gateway.handshake import check_client_id
+from ws2api.gateway.settings import Address, Settings
+from yarl import URL
+
+from .errors import RequestError
+
+MOST_PER_PAGE: Final = 1000
+_TIMEOUT_S: Final = 10.0
+# Hashes that hardly any client is in are passed over, but not without end for one page.
+_MOST_SCANS: Final = 64
+
+
+class Clients:
+    """Look clients up.
+
+    Args:
+        settings: the options.
+        push_address: where the push port listens.
+        redis: holds the registry.
+    """
+
+    def __init__(self, settings: Settings, push_address: Address, redis: Redis) -> None:
+        self._prefix = settings.redis_prefix
+        self._redis: Any = redis  # whose stubs do not know that it returns bytes
+        host = push_address.host
+        if push_address.is_wildcard:
+            host = "::1" if ":" in host else "127.0.0.1"
+        name = f"[{host}]" if ":" in host else host
+        self._push_url = f"http://{name}:{push_address.port}/"
+        token = settings.push_token
+        self._headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def page(self, limit: int, cursor: str) -> dict[str, Any]:
+        """Return clients of all workers that share the Redis.
+
+        Args:
+            limit: how many, from which a page differs when Redis says so.
+            cursor: of the page before; empty for the first.
+
+        Raises:
+            RequestError: if the cursor is none.
+        """
+        at, _, position = cursor.rpartition(":")
+        if cursor and not (at and position.isdigit() and len(position) <= 20):
+            raise RequestError(400, "no such cursor")
+        async with asyncio.timeout(_TIMEOUT_S):
+            names = await self._redis.zrange(self._prefix + LEASES, 0, -1)
+            workers = sorted(name.decode() for name in names)
+            index, scan = bisect_left(workers, at), int(position or 0)
+            if index < len(workers) and workers[index] != at:
+                scan = 0  # its worker has ended meanwhile
+            found: list[dict[str, Any]] = []
+            for _ in range(_MOST_SCANS):
+                if index >= len(workers) or len(found) >= limit:
+                    break
+                worker = workers[index]
+                scan, entries = await self._redis.hscan(
+                    f"{self._prefix}w:{worker}", scan, count=limit - len(found)
+                )
+                found += [
+                    {"id": name.decode(), "generation": int(born), "worker": worker}
+                    for name, born in entries.items()
+                ]
+                if scan == 0:
+                    index += 1
+        following = f"{workers[index]}:{scan}" if index < len(workers) else None
+        return {"clients": found, "cursor": following}
+
+    async def describe(self, client_id: str) -> dict[str, Any] | None:
+        """Return what its worker says of a client; None if it is not connected.
+
+        Raises:
+            RequestError: if its worker cannot be asked.
+        """
+        status, body = await self._ask("GET", client_id)
+        return body if status == 200 else None
+
+    async def close_client(self, client_id: str, code: str, reason: str) -> bool:
+        """Close a client's connection; tell whether there was one.
+
+        Raises:
+            RequestError: if its worker cannot be asked, or the code may not be sent.
+        """
+        status, _ = await self._ask("DELETE", client_id, code=code, reason=reason)
+        return status == 200
+
+    async def _ask(self, method: str, client_id: str, **query: str) -> tuple[int, Any]:
+        """Ask the push port about a client; return 200 with the JSON, or 404."""
+        try:
+            check_client_id(client_id.encode("latin-1", errors="replace"))
+        except HandshakeError as error:
+            raise RequestError(400, str(error)) from None
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+            self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
+        url = URL(self._push_url + client_id, encoded=True).update_query(query)
+        try:
+            async with self._session.request(method, url) as reply:
+                if reply.status == 200 and reply.content_type == "application/json":
+                    return 200, await reply.json()
+                text = (await reply.text()).strip()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise RequestError(503, f"the push port does not answer: {error}") from None
+        if reply.status in (200, 404):
+            return reply.status, None
+        raise RequestError(reply.status, text)

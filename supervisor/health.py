@@ -1,0 +1,90 @@
+"""Judge whether this gateway should be sent clients."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+from redis import RedisError
+from redis.asyncio import Redis
+from ws2api.gateway import counters as c
+
+from .exposition import Bank, serves
+
+HEARTBEAT_LIMIT_S: Final = 5.0
+"""A worker whose loop has not beaten for so long is not ready."""
+PROBE_LIMIT_S: Final = 10.0
+"""A worker that has not heard from itself through Redis for so long is not ready."""
+REDIS_TIMEOUT_S: Final = 1.0
+
+_STATES: Final = {
+    c.STATE_DOWN: "down",
+    c.STATE_STARTING: "starting",
+    c.STATE_SERVING: "serving",
+    c.STATE_DRAINING: "draining",
+}
+
+
+def state_of(bank: Bank) -> str:
+    """Name the state of a worker."""
+    return _STATES.get(bank[c.STATE], "unknown")
+
+
+class Health:
+    """Look at the workers and at Redis.
+
+    Args:
+        counters: the shared mapping.
+        redis: the Redis that workers need.
+        monotonic_us: the clock of the heartbeats, in µs.
+    """
+
+    def __init__(self, counters: c.Counters, redis: Redis, monotonic_us: Callable[[], int]) -> None:
+        self._counters = counters
+        self._redis = redis
+        self._monotonic_us = monotonic_us
+
+    async def findings(self) -> list[str]:
+        """Say in a line each what keeps this gateway from being ready."""
+        drained = ["draining on request"] if self._counters.host[c.HOST_DRAINING] else []
+        return [*drained, *self.worker_findings(), *await self.redis_findings()]
+
+    def worker_findings(self) -> list[str]:
+        """Say in a line each which workers do not serve."""
+        findings = []
+        for worker in range(self._counters.workers):
+            slot = self._counters.current(worker)
+            last_beat_us = slot[c.HEARTBEAT_US]
+            silent_s = (self._monotonic_us() - last_beat_us) / 1e6
+            if not serves(slot):
+                findings.append(f"worker {worker} is {state_of(slot)}")
+            elif last_beat_us == 0:
+                findings.append(f"worker {worker} has not beaten yet")
+            elif silent_s >= HEARTBEAT_LIMIT_S:
+                findings.append(f"worker {worker} has not beaten for {silent_s:.0f} s")
+            elif not slot[c.REDIS_UP]:
+                findings.append(f"worker {worker} has no connection to redis")
+            elif deafness := self._deafness(slot):
+                findings.append(f"worker {worker}: pushes do not reach it ({deafness})")
+        return findings
+
+    def _deafness(self, bank: Bank) -> str:
+        """Say since when a worker has not heard from itself; nothing if it has."""
+        if bank[c.PROBED_US] == 0:
+            return "never seen" if time.time() - bank[c.STARTED_S] >= PROBE_LIMIT_S else ""
+        silent_s = (self._monotonic_us() - bank[c.PROBED_US]) / 1e6
+        return f"last seen {silent_s:.0f} s ago" if silent_s >= PROBE_LIMIT_S else ""
+
+    async def redis_findings(self) -> list[str]:
+        """Say in a line why Redis is not usable, within the timeout; nothing if it is."""
+        try:
+            # Around everything, because the socket's timeouts hold for one step each.
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await self._redis.ping()
+        except TimeoutError:
+            return [f"redis did not answer within {REDIS_TIMEOUT_S:g} s"]
+        except (RedisError, OSError, RuntimeError) as error:  # RuntimeError: reset just now, uvloop
+            return [f"redis: {' '.join(str(error).split())}"]
+        return []
