@@ -137,22 +137,16 @@ def test_rates_are_differences_over_the_time_of_the_gateway(browser: Browser) ->
 
 
 @needs_chromium
-@pytest.mark.parametrize(
-    ("counts", "q", "expected"),
-    [
-        ([0, 0, 0], 0.5, None),
-        ([10, 0, 0], 0.5, 0.5),
-        ([10, 10, 0], 0.5, 1),
-        ([10, 10, 0], 0.75, 1.5),
-        ([0, 4, 0], 0.25, 1.25),
+def test_quantile(page: Dashboard) -> None:
+    for counts, q, expected in (
+        ([0, 0, 0], 0.5, "NaN"),
+        ([10, 0, 0], 0.5, "0.5"),
+        ([10, 10, 0], 0.5, "1"),
+        ([10, 10, 0], 0.75, "1.5"),
+        ([0, 4, 0], 0.25, "1.25"),
         ([1, 0, 99], 0.5, "Infinity"),
-    ],
-)
-def test_quantile(page: Dashboard, counts: list[int], q: float, expected: object) -> None:
-    found = page.page.evaluate(
-        f"(q => isFinite(q) ? q : isNaN(q) ? null : String(q))(quantile([1, 2], {counts}, {q}))"
-    )
-    assert found == expected
+    ):
+        assert page.page.evaluate(f"String(quantile([1, 2], {counts}, {q}))") == expected
 
 
 @needs_chromium
@@ -321,11 +315,11 @@ def test_id_goes_out_as_the_client_wrote_it(admin: Dashboard, fake: FakeAdmin) -
 
 
 @needs_chromium
-@pytest.mark.parametrize("dots", [".", "..", "%2e", ".%2E"])
-def test_dots_are_no_id(admin: Dashboard, fake: FakeAdmin, dots: str) -> None:
+def test_dots_are_no_id(admin: Dashboard, fake: FakeAdmin) -> None:
     before = len(fake.requests)
-    admin.find(dots)
-    admin.expect_outcome(f"{dots}: no client can have this id")
+    for dots in (".", "..", "%2e", ".%2E"):
+        admin.find(dots)
+        admin.expect_outcome(f"{dots}: no client can have this id")
     assert len(fake.requests) == before
 
 
