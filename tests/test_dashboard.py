@@ -528,6 +528,7 @@ def test_says_since_when_it_is_disconnected_and_recovers(browser: Browser) -> No
         page.expect("#lost-since", "Disconnected since")
         page.expect("#lost-why", "The figures below are from then.")
         page.expect("#link.bad", "disconnected")
+        page.expect("#verdict.old", "When it was last heard: Ready.")
         assert page.page.evaluate("document.title").startswith("? ")
         connections = page.text_of("#connections")
         page.page.wait_for(
