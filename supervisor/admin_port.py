@@ -35,7 +35,8 @@ MOST_STREAMS: Final = 64
 _EVERY_S: Final = 1.0
 # A viewer that does not read for so long is gone.
 _STREAM_TIMEOUT_S: Final = 10.0
-_MOST_ERRORS: Final = 100
+MOST_ERRORS: Final = 100
+"""Errors that are told of each worker, and of all together unless more are asked for."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -116,6 +117,7 @@ class AdminPort:
     async def _dashboard(self, _request: web.Request) -> web.Response:
         headers = {
             "Content-Security-Policy": self._policy,
+            "Cross-Origin-Opener-Policy": "same-origin",
             "Cache-Control": "no-cache",
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
@@ -197,7 +199,8 @@ class AdminPort:
         if scheme.lower() != "bearer" or not is_right:
             raise RequestError(401, "a bearer token is required")
 
-    async def _errors(self, _request: web.Request) -> web.Response:
+    async def _errors(self, request: web.Request) -> web.Response:
+        limit = _limit(request, MOST_ERRORS)
         errors = [
             {
                 "time_s": record.time_s,
@@ -206,14 +209,12 @@ class AdminPort:
                 "client": record.client_id,
                 "text": record.text,
             }
-            for worker, record in self._shared.recent.latest_errors(_MOST_ERRORS)
+            for worker, record in self._shared.recent.latest_errors(MOST_ERRORS)[:limit]
         ]
         return web.json_response({"errors": errors})
 
     async def _list_clients(self, request: web.Request) -> web.Response:
-        limit = _whole_number(request, "limit", 100)
-        if not 1 <= limit <= MOST_PER_PAGE:
-            raise RequestError(400, f"limit must be from 1 to {MOST_PER_PAGE}")
+        limit = _limit(request, 100)
         page = await self._clients.page(limit, request.query.get("cursor", ""))
         return web.json_response(page)
 
@@ -269,6 +270,13 @@ def _whole_number(request: web.Request, name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise RequestError(400, f"{name} must be a whole number")
     return int(text)
+
+
+def _limit(request: web.Request, default: int) -> int:
+    limit = _whole_number(request, "limit", default)
+    if not 1 <= limit <= MOST_PER_PAGE:
+        raise RequestError(400, f"limit must be from 1 to {MOST_PER_PAGE}")
+    return limit
 
 
 def _worker(request: web.Request) -> int:

@@ -70,6 +70,7 @@ class Status:
         totals = {name: counters.total(index) for name, index in _TOTALS.items()}
         return {
             "version": self._version,
+            "time_s": now_s,
             "uptime_s": int(now_s - self._started_s),
             "draining": is_draining,
             "rolling": bool(counters.host[c.ROLLING]),
