@@ -304,16 +304,22 @@ class TestSeveralHosts:
         assert hosts[1].count("connections_open") == 1 + 10
         assert survivor
 
-    def test_a_host_that_stops_under_traffic_costs_no_connect(
+    def test_a_host_that_is_drained_and_stopped_costs_no_connect(
         self, hosts: list[GatewayProcess], start_haproxy: StartHaproxy, client_id: str
     ) -> None:
         proxy = start_haproxy(*hosts, PROXY_RATE_TLS="100000")
         clients = [proxy.connect(f"{client_id}-{number}") for number in range(2)]
         with connecting_all_the_time(proxy, client_id) as report:
-            until(lambda: report.count > 10, what="connects before")
+
+            def see_connects() -> None:
+                count = report.count
+                until(lambda: report.count > count + 10, what="connects")
+
+            see_connects()
+            proxy.command("set server gateway/host1 state drain")
+            see_connects()
             hosts[0].stop()
-            count = report.count
-            until(lambda: report.count > count + 10, what="connects after")
+            see_connects()
         assert report.failures == []
         clients[0].assert_closed(1001)
         clients[1].close()
