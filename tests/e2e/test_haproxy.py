@@ -208,6 +208,14 @@ class TestRate:
         assert statuses[0] == 403
         assert statuses[-1] == 429
 
+    def test_an_office_may_be_named(
+        self, gateway: GatewayProcess, start_haproxy: StartHaproxy, client_id: str
+    ) -> None:
+        office = {"acl unlimited src 192.0.2.0/24": "acl unlimited src 127.0.0.24/30"}
+        proxy = start_haproxy(gateway, changes=office, PROXY_RATE="3", PROXY_RATE_TLS="5")
+        statuses = [proxy.handshake(client_id, source="127.0.0.26").status for _ in range(10)]
+        assert statuses == [101] * 10
+
     def test_far_beyond_it_there_is_not_even_tls(
         self, gateway: GatewayProcess, start_haproxy: StartHaproxy
     ) -> None:
@@ -216,7 +224,7 @@ class TestRate:
             proxy.open_stream("127.0.0.23")
         with pytest.raises((OSError, EOFError)):
             proxy.open_stream("127.0.0.23")
-        proxy.open_stream("127.0.0.24")
+        proxy.open_stream("127.0.0.22")
 
 
 class TestSeveralHosts:
