@@ -208,6 +208,14 @@ class TestRate:
         assert statuses[0] == 403
         assert statuses[-1] == 429
 
+    def test_an_office_may_be_named(
+        self, gateway: GatewayProcess, start_haproxy: StartHaproxy, client_id: str
+    ) -> None:
+        office = {"acl unlimited src 192.0.2.0/24": "acl unlimited src 127.0.0.24/30"}
+        proxy = start_haproxy(gateway, changes=office, PROXY_RATE="3", PROXY_RATE_TLS="5")
+        statuses = [proxy.handshake(client_id, source="127.0.0.26").status for _ in range(10)]
+        assert statuses == [101] * 10
+
     def test_far_beyond_it_there_is_not_even_tls(
         self, gateway: GatewayProcess, start_haproxy: StartHaproxy
     ) -> None:
@@ -216,7 +224,7 @@ class TestRate:
             proxy.open_stream("127.0.0.23")
         with pytest.raises((OSError, EOFError)):
             proxy.open_stream("127.0.0.23")
-        proxy.open_stream("127.0.0.24")
+        proxy.open_stream("127.0.0.22")
 
 
 class TestSeveralHosts:
@@ -304,16 +312,22 @@ class TestSeveralHosts:
         assert hosts[1].count("connections_open") == 1 + 10
         assert survivor
 
-    def test_a_host_that_stops_under_traffic_costs_no_connect(
+    def test_a_host_that_is_drained_and_stopped_costs_no_connect(
         self, hosts: list[GatewayProcess], start_haproxy: StartHaproxy, client_id: str
     ) -> None:
         proxy = start_haproxy(*hosts, PROXY_RATE_TLS="100000")
         clients = [proxy.connect(f"{client_id}-{number}") for number in range(2)]
         with connecting_all_the_time(proxy, client_id) as report:
-            until(lambda: report.count > 10, what="connects before")
+
+            def see_connects() -> None:
+                count = report.count
+                until(lambda: report.count > count + 10, what="connects")
+
+            see_connects()
+            proxy.command("set server gateway/host1 state drain")
+            see_connects()
             hosts[0].stop()
-            count = report.count
-            until(lambda: report.count > count + 10, what="connects after")
+            see_connects()
         assert report.failures == []
         clients[0].assert_closed(1001)
         clients[1].close()

@@ -147,6 +147,15 @@ def test_an_address_that_connects_too_often_gets_429(
     first.close()
 
 
+def test_an_office_may_be_named(
+    gateway: GatewayProcess, start_nginx: StartNginx, client_id: str
+) -> None:
+    changes = {"rate=10r/s": "rate=1r/m", "burst=100 ": "", "192.0.2.0/24": "127.0.0.24/30"}
+    proxy = start_nginx(gateway, changes=changes)
+    statuses = [proxy.handshake(client_id, source="127.0.0.26").status for _ in range(5)]
+    assert statuses == [101] * 5
+
+
 class TestSeveralHosts:
     @pytest.fixture
     def hosts(
