@@ -382,6 +382,9 @@ class Client(Admission, asyncio.Protocol):
             self._pinged_at = 0.0
             return interval_s  # it is we who do not listen
         if self._pinged_at and self._heard_at < self._pinged_at:
+            left_s = self._pinged_at + hub.ping_timeout_s - now
+            if left_s > 0:
+                return left_s
             self.close(1011, "ping timeout")
             return 0.0
         self._pinged_at = 0.0
@@ -390,7 +393,7 @@ class Client(Admission, asyncio.Protocol):
             return interval_s - silent_s
         self._pinged_at = now
         self._write(PING_FRAME)
-        return hub.ping_timeout_s
+        return min(hub.ping_timeout_s, interval_s)
 
 
 def _cause_of(event: Closed) -> str:
