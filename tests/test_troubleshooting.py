@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_guide_pages import DOCS, PAGES, ROOT, anchors, prose
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.settings import Settings
-from ws2api.supervisor.ctl_arguments import create_parser
 from ws2api.supervisor.exposition import create_registry, render
 
 TROUBLESHOOTING = DOCS / "troubleshooting.md"
@@ -62,11 +62,16 @@ _LETTERS = 5
 _VALUE = r"(?:['(]?…[')]?|[^\s…]+)"
 
 
+def source_files() -> Iterator[Path]:
+    """Return the files of the packages."""
+    return chain((ROOT / "gateway").rglob("*.py"), (ROOT / "supervisor").rglob("*.py"))
+
+
 @cache
 def templates() -> re.Pattern[str]:
     """Return what matches every text in the source, with anything where a value is put in."""
     found: set[str] = set()
-    for path in chain((ROOT / "gateway").glob("*.py"), (ROOT / "supervisor").glob("*.py")):
+    for path in source_files():
         tree = ast.parse(path.read_text())
         in_f_strings: set[ast.AST] = set()
         for node in ast.walk(tree):
@@ -142,8 +147,9 @@ def test_a_text_that_nobody_says_is_found_out() -> None:
 
 @pytest.mark.parametrize("page", OPERATORS_PAGES, ids=lambda page: page.stem)
 def test_page_names_only_keys_that_log_lines_have(page: Path) -> None:
-    sources = chain((ROOT / "gateway").glob("*.py"), (ROOT / "supervisor").glob("*.py"))
-    calls = [n for p in sources for n in ast.walk(ast.parse(p.read_text())) if is_log_call(n)]
+    calls = [
+        n for p in source_files() for n in ast.walk(ast.parse(p.read_text())) if is_log_call(n)
+    ]
     known = {keyword.arg for call in calls for keyword in call.keywords} | {"process"}
     for line in log_lines(page):
         assert set(re.findall(r" (\w+)=", line)) <= known, line
@@ -183,8 +189,8 @@ def test_page_names_only_options_that_exist(page: Path) -> None:
 
 def options_of_ctl() -> set[str]:
     """Return the options of ws2api-ctl and of all its commands."""
-    text = "".join(path.read_text() for path in (ROOT / "supervisor").glob("ctl_*.py"))
-    assert create_parser
+    sources = [p for p in source_files() if "ctl" in str(p.relative_to(ROOT))]
+    text = "".join(path.read_text() for path in sources)
     return set(re.findall(r'"(--[a-z][\w-]*)"', text))
 
 
