@@ -75,14 +75,15 @@ def configure(level: Level, format: Format, *, descriptor: int = STDERR) -> None
 
 def raise_level() -> None:
     """Write everything from now on, until `restore_level`; see RAISED_S."""
-    _log.warning("logging more for a while", level="debug", seconds=RAISED_S)
     _set_level("debug")
+    _log.warning("logging more for a while", least="debug", seconds=RAISED_S)
 
 
 def restore_level() -> None:
     """Write what the options say."""
+    # Said first: it is of no level that a gateway which logs errors only would write.
+    _log.warning("logging as before", least=_Levels.configured)
     _set_level(_Levels.configured)
-    _log.warning("logging as before", level=_Levels.configured)
 
 
 def is_written(level: Level) -> bool:

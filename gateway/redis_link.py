@@ -248,7 +248,8 @@ class RedisLink(asyncio.Protocol):
                     self._transport.abort()
                     await self._lost.wait()
                 if self._attempt == 0:
-                    _log.warning("cannot connect to Redis", link=self._name, error=str(error))
+                    cause = str(error) or type(error).__name__
+                    _log.warning("cannot connect to Redis", link=self._name, error=cause)
                 self._attempt += 1
                 continue
             self._attempt += 1  # until the first command succeeds

@@ -94,6 +94,20 @@ def test_level_is_the_least_that_is_written(
     assert len(json_lines(read())) == kept
 
 
+def test_level_is_raised_for_a_while_and_both_are_said(configure: Configure) -> None:
+    read = configure("error", "json")
+    structlog.get_logger().debug("before")
+    logs.raise_level()
+    structlog.get_logger().debug("meanwhile")
+    logs.restore_level()
+    structlog.get_logger().warning("after")
+    assert [(line["event"], line.get("least")) for line in json_lines(read())] == [
+        ("logging more for a while", "debug"),
+        ("meanwhile", None),
+        ("logging as before", "error"),
+    ]
+
+
 def test_libraries_are_heard_from_warnings_on(configure: Configure) -> None:
     read = configure("debug", "json")
     log = logging.getLogger("aiohttp.access")
