@@ -18,7 +18,7 @@ from .ask import Ask
 from .errors import ApiError, HandshakeError
 from .exchange import CONNECT, Exchange
 from .gate import retry_after
-from .handshake import allows_retry, error_response, is_for_client, refusal
+from .handshake import allows_retry, error_response, is_for_client, is_nearly_ok, refusal
 from .http_wire import ReplyReader
 from .hub import Hub
 from .opening import Opening
@@ -174,6 +174,9 @@ class Admission(Session):
             if not is_for_client(reply):
                 text = f"status {reply.status}"
                 self._hub.journal.complain("connect refused", self.client_id, causes.STATUS, text)
+            elif reply.status == 200 and is_nearly_ok(reply.body):
+                text = "connect refused: the API's answer must be ok and nothing else"
+                self._hub.journal.hint(text, self.client_id)
             self._turn_away(refusal(reply))
             return False
         try:

@@ -344,6 +344,11 @@ def is_for_client(reply: ReplyReader) -> bool:
     return reply.status == 200 or reply.status in _PASSED_STATUSES
 
 
+def is_nearly_ok(body: bytes) -> bool:
+    """Tell whether an API means to accept, but says it with a newline, quotes, capitals or a BOM."""
+    return body.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n\"'.!").lower() == b"ok"
+
+
 def refusal(reply: ReplyReader) -> bytes:
     """Return the answer to a client whose connect the API did not answer with `ok`.
 

@@ -98,6 +98,19 @@ class Journal:
             cause: one of the causes module.
         """
         self._slot[c.ERRORS[cause]] += 1
+        if self._may_complain():
+            client = client_id.decode("ascii")
+            record = ErrorRecord(time.time(), cause, client, f"{text}: {error}")
+            self._errors.append(record.encode())
+            _log.warning(text, client=client, cause=cause, error=error)
+
+    def hint(self, text: str, client_id: bytes) -> None:
+        """Log what is in order for the gateway, but hardly what was meant; as seldom."""
+        if self._may_complain():
+            _log.warning(text, client=client_id.decode("ascii"))
+
+    def _may_complain(self) -> bool:
+        """Tell whether one more line fits into this second."""
         now = self._sweeper.now
         if now - self._complaints_since >= 1.0:
             if self._complaints > _COMPLAINTS_PER_S:
@@ -106,9 +119,4 @@ class Journal:
             self._complaints = 0
             self._complaints_since = now
         self._complaints += 1
-        if self._complaints <= _COMPLAINTS_PER_S:
-            client = client_id.decode("ascii")
-            self._errors.append(
-                ErrorRecord(time.time(), cause, client, f"{text}: {error}").encode()
-            )
-            _log.warning(text, client=client, cause=cause, error=error)
+        return self._complaints <= _COMPLAINTS_PER_S

@@ -26,6 +26,8 @@ from .sweeper import Sweeper
 
 REPLY_TIMEOUT_S: Final = 5.0
 _PING_INTERVAL_S: Final = 2.0
+STEADY_S: Final = 2.0
+"""A connection that has held for so long is no try any more."""
 _CONNECT_TIMEOUT_S: Final = 5.0
 _MIN_BACKOFF_S: Final = 0.05
 _MAX_BACKOFF_S: Final = 2.0
@@ -97,8 +99,9 @@ class RedisLink(asyncio.Protocol):
         self._is_late = False
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
-        # Attempts to connect since a command last succeeded.
+        # Attempts to connect since a connection last held.
         self._attempt = 0
+        self._up_at = 0.0
         self.is_up = False
         sweeper.every_tick(self._on_tick)
 
@@ -190,7 +193,10 @@ class RedisLink(asyncio.Protocol):
         helps is to connect again, load the scripts and enter the clients.
         """
         if not isinstance(reply, hiredis.ReplyError):
-            self._attempt = 0
+            # Not at the first answer: a Redis that is full answers some commands, and refuses those
+            # that the clients are entered with.
+            if self._attempt and self._sweeper.now - self._up_at >= STEADY_S:
+                self._attempt = 0
         elif self._transport is not None and not self._transport.is_closing():
             _log.warning("Redis refuses a command", link=self._name, error=str(reply))
             self._transport.abort()
@@ -252,7 +258,8 @@ class RedisLink(asyncio.Protocol):
                     _log.warning("cannot connect to Redis", link=self._name, error=cause)
                 self._attempt += 1
                 continue
-            self._attempt += 1  # until the first command succeeds
+            self._attempt += 1  # until the connection has held for a while
+            self._up_at = self._sweeper.now
             self.is_up = True
             self._on_up()
             await self._lost.wait()

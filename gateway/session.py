@@ -224,8 +224,8 @@ class Session:
             self.in_flight -= 1
             if reply.status == 200:
                 body = reply.body
-                if body and self.state == OPEN:
-                    self._reply_back(reply.is_text, body)
+                if body and self.state == OPEN and not self._reply_back(reply.is_text, body):
+                    self._complain(exchange, causes.INVALID_REPLY, "the answer is no UTF-8")
             elif reply.status != 204:
                 self._complain(exchange, causes.STATUS, f"status {reply.status}")
             # Asked here, because nearly always there is nothing to proceed with.
@@ -262,16 +262,18 @@ class Session:
         else:
             self._forget()
 
-    def _reply_back(self, is_text: bool, body: bytes) -> None:
+    def _reply_back(self, is_text: bool, body: bytes) -> bool:
+        """Write the API's answer to the client; tell whether that may be done."""
         slot = self._limits.slot
         if is_text and not body.isascii() and not is_utf8(body):
             # The client would have to fail the connection (RFC 6455, 8.1).
             slot[c.API_REPLIES_INVALID] += 1
-            return
+            return False
         self.sent += 1
         slot[c.MESSAGES_SENT] += 1
         slot[c.BYTES_SENT] += len(body)
         self._write(encode(TEXT if is_text else BINARY, body))
+        return True
 
     # Events of the client.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ from .listeners import Listeners
 from .notify import Notifier
 from .parts import Parts
 from .shared_state import SharedState
-from .tree import Tree
+from .tree import ORDERS_WAIT, VERBOSE, Tree
 
 _REDIS_TIMEOUT_S: Final = 3.0
 _EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; None for sys.argv.
     """
+    for number in (VERBOSE, ORDERS_WAIT):  # until there is somebody to heed them
+        signal.signal(number, signal.SIG_IGN)
     read = partial(load, list(sys.argv[1:] if arguments is None else arguments))
     try:
         settings = read()
