@@ -42,7 +42,7 @@ def promtool(*arguments: str | Path, text: str | None = None) -> str:
 
 
 class Prometheus:
-    """Scrape one gateway every second, by the files of dashboards/, until the context ends.
+    """Scrape one gateway twice a second, by the files of dashboards/, until the context ends.
 
     Args:
         folder: for its configuration and its data.
@@ -57,7 +57,7 @@ class Prometheus:
         rules = (FOLDER / "alerts.yml").read_text()
         config = (FOLDER / "prometheus.yml").read_text()
         assert config.count('"127.0.0.1:7003"') == 1
-        config = re.sub(r"_interval: 15s", "_interval: 1s", config)
+        config = re.sub(r"_interval: 15s", "_interval: 500ms", config)
         (folder / "prometheus.yml").write_text(config.replace("127.0.0.1:7003", self.target))
         if is_hasty:
             rules = re.sub(r"\bfor: \w+", "for: 0s", rules)
