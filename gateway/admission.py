@@ -26,6 +26,7 @@ from .session import ASKING, WAITING, Session
 
 MAX_EARLY_BYTES: Final = 65_536
 _HOLD_S: Final = 1.0
+_REFUSED_AT_ONCE: Final = 16
 
 
 class Admission(Session):
@@ -90,6 +91,15 @@ class Admission(Session):
         opening.early += head.rest
         opening.head = opening.raw = None
         self._enter(opening.handshake.client_id)
+
+    def _refuse_at_the_door(self) -> None:
+        """Refuse a client that there is no file for; of many at once, most without an answer."""
+        hub = self._hub
+        hub.note_full()
+        if len(hub.live) > hub.most_clients + _REFUSED_AT_ONCE and self._transport is not None:
+            self._transport.abort()
+        else:
+            self._refuse(503, "the gateway has as many clients as it can bear", retry_after(1.0))
 
     def _count_address(self, limit: AddressLimit, address: str) -> bool:
         """Count a connection of an address; refuse it and return False if it is one too many."""

@@ -76,7 +76,9 @@ class Client(Admission, asyncio.Protocol):
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
         # One place in the wheel for the whole life of the connection, see on_tick.
         hub.sweeper.schedule(self, min(hub.handshake_timeout_s, hub.ping_interval_s or _NEVER_S))
-        if hub.limit is not None and not hub.policy.trusts(peer := self._peer()):
+        if len(hub.live) > hub.most_clients:
+            self._refuse_at_the_door()
+        elif hub.limit is not None and not hub.policy.trusts(peer := self._peer()):
             self._count_address(hub.limit, peer)
 
     def data_received(self, data: bytes) -> None:

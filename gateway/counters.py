@@ -124,6 +124,9 @@ WORST_LAG_US: Final = _gauge_of_one(
     "loop_lag_worst_seconds", "Longest delay of a tick within the last seconds.", MICRO
 )
 
+MOST_CLIENTS: Final = _gauge_of_one(
+    "connections_max", "WebSockets that the worker takes, by its limit of open files."
+)
 MESSAGES_QUEUED: Final = _gauge(
     "messages_queued", "Messages of clients that wait for those before them."
 )
@@ -343,8 +346,12 @@ class Counters:
         as failed, its gauges and what else described it return to zero. When it started stays.
         """
         words = self.bank(worker, bank)
-        words[CONNECTIONS_CLOSED] = words[CONNECTIONS_OPENED]
-        words[REQUESTS_FAILED] = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED]
+        lost = words[CONNECTIONS_OPENED] - words[CONNECTIONS_CLOSED]
+        words[CLOSES[causes.WORKER_LOST, "1006"]] += lost
+        words[CONNECTIONS_CLOSED] += lost
+        under_way = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED] - words[REQUESTS_FAILED]
+        words[ERRORS[causes.ABANDONED]] += under_way
+        words[REQUESTS_FAILED] += under_way
         for index, metric in enumerate(METRICS):
             if metric.kind in ("gauge", "internal") and index != STARTED_S:
                 words[index] = 0  # of the state: STATE_DOWN

@@ -345,7 +345,7 @@ def is_for_client(reply: ReplyReader) -> bool:
 
 
 def is_nearly_ok(body: bytes) -> bool:
-    """Tell whether an API means to accept, but says it with a newline, quotes, capitals or a BOM."""
+    """Tell whether an API means ok, but says it with a newline, quotes, capitals or a BOM."""
     return body.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n\"'.!").lower() == b"ok"
 
 

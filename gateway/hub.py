@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from . import counters as c
 from .address_limit import AddressLimit
@@ -23,6 +25,10 @@ from .upstream import Upstream
 if TYPE_CHECKING:
     from .admission import Admission
     from .client import Client
+
+_LOG_EVERY_S: Final = 10.0
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -50,6 +56,8 @@ class Hub:
     write_timeout_s: float
     reroute: Callable[[Ask], None]
     """Route an ask again that was held for a client whose connect came to nothing."""
+    most_clients: int
+    """Sockets of clients that may be open, so that files are left for the API, Redis and pushes."""
     serve_http: Callable[[asyncio.Transport, bytes], None] | None
     """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
     call_soon: Callable[[Callable[[], None]], object]
@@ -71,6 +79,8 @@ class Hub:
     blocked: dict[Client, tuple[float, int]] = field(default_factory=dict)
     """Clients whose write buffer is full: since when nothing was read, and its size."""
     last_generation: int = 0
+    # Time before which it is not logged again that there are too many clients.
+    _quiet_until: float = 0.0
 
     def drop_slow(self, now: float) -> None:
         """End the connections of clients that have not read for too long; called each tick."""
@@ -88,6 +98,12 @@ class Hub:
                 client.drop_slow()
         self.slot[c.CLIENTS_SLOW] = len(self.blocked)
         self.slot[c.WRITE_BUFFER_BYTES] = waiting
+
+    def note_full(self) -> None:
+        """Log that a client was refused for want of files, now and then."""
+        if self.sweeper.now >= self._quiet_until:
+            self._quiet_until = self.sweeper.now + _LOG_EVERY_S
+            _log.error("refusing clients: the limit of open files", clients=len(self.live))
 
     def next_generation(self) -> int:
         """Return a birth time in µs that no other connection of this worker has."""

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import ssl
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,8 @@ _BACKLOG: Final = 4096
 _REDIS_START_S: Final = 5.0
 _POLL_S: Final = 0.02
 _WORST_LAG_S: Final = 5.0
+# Sockets that listen, Redis, connections of the push port, and clients that are being refused.
+_OTHER_FILES: Final = 256
 
 _TOTALS: Final = (
     ("connections_opened", c.CONNECTIONS_OPENED),
@@ -221,6 +225,7 @@ class Worker:
             handshake_timeout_s=settings.handshake_timeout,
             write_timeout_s=settings.write_timeout,
             reroute=self._router.route,
+            most_clients=_most_clients(settings),
             serve_http=self._serve_http if settings.single_port else None,
             call_soon=loop.call_soon,
             journal=Journal(
@@ -252,6 +257,7 @@ class Worker:
         slot[c.PID] = os.getpid()
         slot[c.STARTED_S] = int(time.time())
         slot[c.STATE] = c.STATE_STARTING
+        slot[c.MOST_CLIENTS] = self._hub.most_clients
         self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         self._loop.add_signal_handler(signal.SIGUSR2, self._on_retire)
         self._loop.add_signal_handler(signal.SIGUSR1, self._on_verbose)
@@ -451,6 +457,15 @@ def _api_tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.api.tls:
         return None
     return ssl.create_default_context(cafile=str(settings.api_ca) if settings.api_ca else None)
+
+
+def _most_clients(settings: Settings) -> int:
+    """Divide the limit of open files between the clients and everything else."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return sys.maxsize
+    to_api = min(settings.api_max_connections // settings.workers + 1, files // 4)
+    return files - to_api - min(_OTHER_FILES, files // 4)
 
 
 def _ignore() -> None:

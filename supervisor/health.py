@@ -66,6 +66,8 @@ class Health:
                 findings.append(f"worker {worker} has not beaten for {silent_s:.0f} s")
             elif not slot[c.REDIS_UP]:
                 findings.append(f"worker {worker} has no connection to redis")
+            elif self._counters.connections_open(worker) >= slot[c.MOST_CLIENTS] > 0:
+                findings.append(f"worker {worker} has no room for clients: the limit of open files")
             elif deafness := self._deafness(slot):
                 findings.append(f"worker {worker}: pushes do not reach it ({deafness})")
         return findings

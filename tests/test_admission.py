@@ -142,6 +142,7 @@ class Worker:
             handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
             write_timeout_s=30.0,
             reroute=lambda ask: None,
+            most_clients=1000,
             serve_http=None,
             call_soon=lambda callback: None,
             journal=Journal(

@@ -220,13 +220,16 @@ async def test_scripts_that_were_flushed_are_loaded_again(server: Server) -> Non
             assert (await link.has_replies(2))[1] == [b"p", b"second"]
 
 
+@pytest.mark.parametrize("takes", [0, 3])
 @in_loop
-async def test_server_that_refuses_everything_is_not_stormed(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+async def test_server_that_refuses_commands_is_not_stormed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, takes: int
 ) -> None:
     class Hopeful(Link):
         def _on_up(self) -> None:
             super()._on_up()
+            for _ in range(takes):  # as a Redis whose memory is full does
+                self.send("ECHO", "fine")
             self.send("NONSENSE")
 
     delays = 0

@@ -129,7 +129,7 @@ class Recorder(Session):
         self.settled += 1
 
     def _complain(self, exchange: Exchange, cause: str, error: str) -> None:
-        assert cause == causes.STATUS
+        assert cause in (causes.STATUS, causes.INVALID_REPLY)
         self.complaints.append(error)
 
     # What happens to it.

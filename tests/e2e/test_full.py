@@ -1,0 +1,82 @@
+"""Give a worker few files, and connect more clients than it can bear."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+from harness.api import FakeApi, echo
+from harness.gateway import GatewayProcess
+from harness.waiting import DEADLINE_S, until
+from harness.workers import worker_pids
+from harness.ws import handshake, upgrade_request
+
+from .conftest import StartGateway
+
+FILES = 200
+
+
+def replace_worker(gateway: GatewayProcess) -> None:
+    (before,) = worker_pids(gateway)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: worker_pids(gateway) not in ([before], [None]), timeout_s=2 * DEADLINE_S)
+    until(lambda: gateway.admin_get("/readyz").status == 200, timeout_s=2 * DEADLINE_S)
+
+
+def is_let_in(gateway: GatewayProcess, client_id: str) -> bool:
+    stream = gateway.open_stream()
+    try:
+        return handshake(stream, upgrade_request(f"/{client_id}")).status == 101
+    except (ConnectionError, EOFError):
+        return False
+    finally:
+        stream.close()
+
+
+def test_refuses_clients_before_files_run_out(
+    start_gateway: StartGateway, api: FakeApi, client_id: str
+) -> None:
+    gateway = start_gateway(api=api.url)
+    # What is forked from now on has this limit.
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    replace_worker(gateway)
+    assert resource.prlimit(worker_pids(gateway)[0], resource.RLIMIT_NOFILE) == (FILES, FILES)
+    room = gateway.count("connections_max")
+    assert FILES // 4 <= room < FILES
+
+    clients = [gateway.connect(f"{client_id}-{number}") for number in range(room)]
+    response = gateway.handshake(f"{client_id}-late")
+    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    assert response.text == "the gateway has as many clients as it can bear\n"
+    assert gateway.count("handshakes_refused", status="503") == 1
+    findings = gateway.admin_get("/readyz")
+    assert findings.status == 503
+    assert findings.text == "worker 0 has no room for clients: the limit of open files\n"
+    assert "refusing clients: the limit of open files" in gateway.stderr
+
+    # There are files left for everything else.
+    api.on(f"{client_id}-0", "POST", echo)
+    clients[0].send("hello")
+    assert clients[0].receive() == "hello"
+    assert gateway.push_client().push(f"{client_id}-1", "pushed").status == 200
+    assert clients[1].receive() == "pushed"
+
+    # And room again when somebody leaves.
+    clients.pop().close()
+    until(lambda: is_let_in(gateway, f"{client_id}-later"), what="room")
+    assert "Too many open files" not in gateway.stderr
+
+
+def test_flood_beyond_that_is_dropped(
+    start_gateway: StartGateway, api: FakeApi, client_id: str
+) -> None:
+    gateway = start_gateway(api=api.url)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    replace_worker(gateway)
+    streams = [gateway.open_stream() for _ in range(3 * FILES)]
+    assert gateway.push_client().push("nobody", "x").status == 404
+    for stream in streams:
+        stream.close()
+    until(lambda: is_let_in(gateway, client_id), what="room")
+    assert "Too many open files" not in gateway.stderr
