@@ -46,7 +46,9 @@ def test_refuses_clients_before_files_run_out(
     assert FILES // 4 <= room < FILES
 
     clients = [gateway.connect(f"{client_id}-{number}") for number in range(room)]
-    response = gateway.handshake(f"{client_id}-late")
+    late = gateway.open_stream()
+    response = handshake(late, upgrade_request(f"/{client_id}-late"))
+    late.close()
     assert (response.status, response.headers["Retry-After"]) == (503, "1")
     assert response.text == "the gateway has as many clients as it can bear\n"
     assert gateway.count("handshakes_refused", status="503") == 1
