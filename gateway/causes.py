@@ -23,6 +23,8 @@ RESTART: Final = "restart"
 """Its worker was replaced, or had been given up for lost."""
 SHUTDOWN: Final = "shutdown"
 """The gateway ended."""
+WORKER_LOST: Final = "worker_lost"
+"""Its worker died, and cannot say so itself."""
 
 OTHER_CODE: Final = "other"
 
@@ -42,6 +44,7 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     REPLACED: ("4008",),
     RESTART: ("1012",),
     SHUTDOWN: ("1001",),
+    WORKER_LOST: ("1006",),
 }
 """Close codes that are told apart, of each cause; all others are `OTHER_CODE`."""
 

@@ -326,8 +326,12 @@ class Counters:
         as failed, its gauges and what else described it return to zero. When it started stays.
         """
         words = self.bank(worker, bank)
-        words[CONNECTIONS_CLOSED] = words[CONNECTIONS_OPENED]
-        words[REQUESTS_FAILED] = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED]
+        lost = words[CONNECTIONS_OPENED] - words[CONNECTIONS_CLOSED]
+        words[CLOSES[causes.WORKER_LOST, "1006"]] += lost
+        words[CONNECTIONS_CLOSED] += lost
+        failed = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED]
+        words[ERRORS[causes.ABANDONED]] += failed - words[REQUESTS_FAILED]
+        words[REQUESTS_FAILED] = failed
         for index, metric in enumerate(METRICS):
             if metric.kind in ("gauge", "internal") and index != STARTED_S:
                 words[index] = 0  # of the state: STATE_DOWN
