@@ -261,6 +261,8 @@ class Worker:
         self._sweeper.every_tick(profiler.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.start()
+        if (left_s := logs.raised_left_s()) is not None:  # since before the fork
+            self._calm_after(left_s)
         self._commands.start()
         self._subscription.start()
         deadline = self._loop.time() + _REDIS_START_S
@@ -316,9 +318,12 @@ class Worker:
         """Log more for a while."""
         logs.raise_level()
         self._hub.journal.logs_connections = True
+        self._calm_after(logs.RAISED_S)
+
+    def _calm_after(self, delay_s: float) -> None:
         if self._calm is not None:
             self._calm.cancel()
-        self._calm = self._loop.call_later(logs.RAISED_S, self._on_calm)
+        self._calm = self._loop.call_later(delay_s, self._on_calm)
 
     def _on_calm(self) -> None:
         logs.restore_level()
