@@ -14,7 +14,9 @@ from .sweeper import Sweeper
 if TYPE_CHECKING:
     from .session import Session
 
-_COMPLAINTS_PER_S: Final = 5
+_COMPLAINTS_AT_ONCE: Final = 5
+_COMPLAINT_S: Final = 1.0
+"""Within this time no more than so many complaints are logged."""
 
 _log = structlog.get_logger()
 
@@ -40,7 +42,7 @@ class Journal:
         # Where clients come from, of those whose start was logged: a socket that has ended does
         # not tell any more.
         self._remotes: dict[Session, str] = {}
-        # Complaints in the second that began at the given time.
+        # Complaints since the given time.
         self._complaints = 0
         self._complaints_since = 0.0
 
@@ -61,7 +63,11 @@ class Journal:
         )
 
     def closed(self, client: Session, cause: str) -> None:
-        """Note that a client's connection has ended."""
+        """Note that a client's connection has ended.
+
+        Its line says where it came from only if the line of its start was logged, too: it did not
+        begin before the level was raised, nor had it left before it was open.
+        """
         now_s = time.time()
         record = CloseRecord(
             now_s,
@@ -99,16 +105,25 @@ class Journal:
         """
         self._slot[c.ERRORS[cause]] += 1
         now = self._sweeper.now
-        if now - self._complaints_since >= 1.0:
-            if self._complaints > _COMPLAINTS_PER_S:
-                left_out = self._complaints - _COMPLAINTS_PER_S
-                _log.warning("similar lines were left out", count=left_out)
-            self._complaints = 0
+        if now - self._complaints_since >= _COMPLAINT_S:
+            self._tell_what_was_left_out()
             self._complaints_since = now
         self._complaints += 1
-        if self._complaints <= _COMPLAINTS_PER_S:
-            client = client_id.decode("ascii")
-            self._errors.append(
-                ErrorRecord(time.time(), cause, client, f"{text}: {error}").encode()
-            )
-            _log.warning(text, client=client, cause=cause, error=error)
+        if self._complaints > _COMPLAINTS_AT_ONCE:
+            if self._complaints == _COMPLAINTS_AT_ONCE + 1:
+                self._sweeper.schedule(self, _COMPLAINT_S)
+            return
+        client = client_id.decode("ascii")
+        self._errors.append(ErrorRecord(time.time(), cause, client, f"{text}: {error}").encode())
+        _log.warning(text, client=client, cause=cause, error=error)
+
+    def on_tick(self, now: float) -> float:
+        """Tell how many lines were left out, although no other follows."""
+        if now - self._complaints_since >= _COMPLAINT_S:
+            self._tell_what_was_left_out()
+        return 0.0
+
+    def _tell_what_was_left_out(self) -> None:
+        left_out, self._complaints = self._complaints - _COMPLAINTS_AT_ONCE, 0
+        if left_out > 0:
+            _log.warning("similar lines were left out", count=left_out)
