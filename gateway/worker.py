@@ -39,7 +39,7 @@ from .journal import Journal
 from .lease import Lease
 from .outbox import Outbox
 from .probe import Probe
-from .profiling import Profiler, whole_life
+from .profiling import CPU, MEMORY, Profiler, whole_life
 from .push import PushConnection, PushHub
 from .recent import Recent
 from .redis_link import RedisLink
@@ -128,6 +128,7 @@ class Worker:
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
         self._sweeper = Sweeper(loop)
+        self._profiler = Profiler(slot, assignment.profiles, _profiled_anyhow(settings))
         self._worst_lag_us = 0
         self._worst_since = 0.0
         # Ends the time in which more is logged.
@@ -257,8 +258,7 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGUSR1, self._on_verbose)
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
-        profiler = Profiler(slot, assignment.profiles)
-        self._sweeper.every_tick(profiler.on_tick)
+        self._sweeper.every_tick(self._profiler.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.start()
         if (left_s := logs.raised_left_s()) is not None:  # since before the fork
@@ -444,6 +444,7 @@ class Worker:
         closing_s = self._drain.closing_s
         await asyncio.gather(self._commands.stop(closing_s), self._subscription.stop(closing_s))
         self._sweeper.stop()
+        self._profiler.close()
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0
 
@@ -456,6 +457,12 @@ def _api_tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.api.tls:
         return None
     return ssl.create_default_context(cafile=str(settings.api_ca) if settings.api_ca else None)
+
+
+def _profiled_anyhow(settings: Settings) -> list[int]:
+    """List what the options have profiled from start to end."""
+    options = {CPU: settings.cpuprofile, MEMORY: settings.memprofile}
+    return [kind for kind, path in options.items() if path is not None]
 
 
 def _ignore() -> None:
