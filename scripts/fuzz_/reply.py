@@ -34,7 +34,7 @@ DICTIONARY = (
 
 MAX_BODY_SIZE: Final = 100
 _POLICY: Final = HandshakePolicy(Settings(workers=1))
-_HANDSHAKE: Final = Handshake(b"me", b"", b"accept", (b"a", b"b"), b"")
+_HANDSHAKE: Final = Handshake(b"me", b"", b"accept", (b"a", b"b"), b"", "192.0.2.7")
 
 
 @dataclass(frozen=True)
