@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ws2api.gateway import counters as c
 from ws2api.gateway.counters import METRICS, Counters
@@ -70,6 +70,7 @@ def test_bound_is_the_largest_of_its_bucket(duration_us: int, bucket: int) -> No
     assert slot[second.sum_index] == duration_us
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**9), max_size=50))
 def test_buckets_and_sum_hold_everything_that_was_observed(durations_us: list[int]) -> None:
     declarations, first, second = declared()

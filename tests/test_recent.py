@@ -52,6 +52,7 @@ reasons = st.text(st.characters(exclude_categories=["Cs"]), max_size=123).filter
 counts = st.integers(0, 2**63)
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         CloseRecord,
@@ -75,6 +76,7 @@ def test_every_close_comes_back_as_it_was(record: CloseRecord) -> None:
     assert found.duration_s == pytest.approx(record.duration_s, abs=0.001)
 
 
+@settings(deadline=None)
 @given(client_ids, st.text(st.characters(exclude_categories=["Cs"]), max_size=1000))
 def test_error_comes_back_as_far_as_it_fits(client_id: str, text: str) -> None:
     one = ring(2)
@@ -111,6 +113,7 @@ def test_ring_keeps_the_latest(count: int) -> None:
     assert numbers(one) == list(range(count))[-4:]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=600), max_size=20), st.integers(1, 6))
 def test_ring_returns_what_was_written(payloads: list[bytes], records: int) -> None:
     one = ring(records)
