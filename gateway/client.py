@@ -123,6 +123,7 @@ class Client(Admission, asyncio.Protocol):
                 if isinstance(event, Message):
                     self.on_message(event.first_byte, event.payload)
                 elif isinstance(event, Closed):
+                    self._hub.slot[c.PROTOCOL_ERRORS] += event.failed
                     self.end(event.code, event.reason, _cause_of(event))
         self._reader = None
         if self.state == WAITING:

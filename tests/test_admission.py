@@ -25,6 +25,7 @@ from ws2api.gateway.settings import Settings
 from ws2api.gateway.sweeper import Sweeper
 
 HANDSHAKE_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 30.0
 API_URL = "http://127.0.0.1:1/"
 PEER = "192.0.2.7"
 PROXY = "10.1.2.3"
@@ -38,6 +39,7 @@ class Transport:
         self.written = b""
         self.is_aborted = False
         self.has_ended = False
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         assert not self.has_ended
@@ -66,7 +68,7 @@ class Transport:
         """Serve somebody else from now on."""
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def set_write_buffer_limits(self, high: int) -> None:
         """Have no limits."""
@@ -158,7 +160,7 @@ class Worker:
             ping_interval_s=0.0,
             ping_timeout_s=20.0,
             handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
-            write_timeout_s=30.0,
+            write_timeout_s=WRITE_TIMEOUT_S,
             reroute=lambda ask: None,
             serve_http=(lambda _, data: self.handed_over.append(data)) if single_port else None,
             call_soon=lambda callback: None,
@@ -831,3 +833,90 @@ def test_workers_count_together() -> None:
     assert_one_too_many(other.connects("c"))
     first.leaves()
     assert other.counted() == 2
+
+
+# Clients that do not read.
+
+
+def slow(worker: Worker) -> tuple[int, int]:
+    return worker.slot[c.CLIENTS_SLOW], worker.slot[c.WRITE_BUFFER_BYTES]
+
+
+def look(worker: Worker) -> tuple[int, int]:
+    worker.hub.drop_slow(worker.clock.now)
+    return slow(worker)
+
+
+def test_slow_clients_and_what_waits_for_them_are_shown() -> None:
+    worker = Worker(limit=9)
+    a, b = worker.connect("ab")
+    worker.marks()
+    for each in (a, b):
+        each.is_answered()
+        each.is_claimed()
+    assert look(worker) == (0, 0)
+    a.transport.unsent, b.transport.unsent = 300_000, 400_000
+    a.client.pause_writing()
+    assert look(worker) == (1, 300_000)
+    assert worker.slot[c.CLIENTS_PAUSED] == 1
+    b.client.pause_writing()
+    a.transport.unsent = 200_000
+    assert look(worker) == (2, 600_000)
+    a.client.resume_writing()
+    assert look(worker) == (1, 400_000)
+    b.leaves()
+    assert look(worker) == (0, 0)
+    assert worker.slot[c.CLIENTS_PAUSED] == 0
+
+
+def test_client_that_reads_nothing_is_closed_as_too_slow_and_shown_until_it_has_gone() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    me.comes_in()
+    me.transport.unsent = 300_000
+    me.client.pause_writing()
+    worker.clock.advance(WRITE_TIMEOUT_S + 1)
+    assert look(worker) == (1, 300_000)
+    assert me.client.close_code == 1008
+    assert worker.slot[c.CLOSES[causes.TOO_SLOW, "1008"]] == 1
+    worker.clock.advance(WRITE_TIMEOUT_S + 1)
+    look(worker)
+    assert me.transport.is_aborted
+    me.leaves()
+    assert look(worker) == (0, 0)
+    assert worker.slot[c.CLIENTS_PAUSED] == 0
+    assert sum(worker.slot[index] for index in c.CLOSES.values()) == 1
+
+
+# What the client breaks.
+
+
+@pytest.mark.parametrize("when", ["at once", "when reading goes on"])
+def test_protocol_error_is_counted_once_whenever_it_is_seen(when: str) -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    me.comes_in()
+    unmasked = b"\x81\x01a"
+    if when == "at once":
+        me.client.data_received(unmasked)
+    else:
+        # In flight, then in the queue up to its bound, so that the rest is not looked at.
+        me.client.data_received(b"\x81\x81\0\0\0\0a" * 5 + unmasked)
+        assert not me.client.wants_messages
+        me.client.on_reply(worker.upstream.exchanges[-1], reply(200, b""))
+        me.client.on_reply(worker.upstream.exchanges[-1], reply(200, b""))
+        me.client.on_reply(worker.upstream.exchanges[-1], reply(200, b""))
+    assert worker.slot[c.PROTOCOL_ERRORS] == 1
+    me.leaves()
+    assert worker.slot[c.PROTOCOL_ERRORS] == worker.slot[c.CLOSES[causes.PROTOCOL, "1002"]] == 1
+
+
+def test_protocol_error_that_is_seen_after_the_socket_has_ended_is_counted() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    me.comes_in()
+    # More events than are taken at once: the rest waits for the next turn of the loop.
+    me.client.data_received(b"\x8a\x80\0\0\0\0" * 300 + b"\x81\x01a")
+    assert me.client.state == OPEN
+    me.leaves()
+    assert worker.slot[c.PROTOCOL_ERRORS] == worker.slot[c.CLOSES[causes.PROTOCOL, "1002"]] == 1
