@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from harness.work import Rig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ws2api.gateway import counters as c
@@ -121,3 +122,38 @@ def test_what_a_dead_worker_has_observed_stays() -> None:
     counters.settle(0, 0)
     assert sum(counters.buckets(c.MESSAGE_LATENCY)) == 1
     assert bank[c.MESSAGE_LATENCY.sum_index] == 2_000
+
+
+# The loop of a worker.
+
+
+def lags(rig: Rig) -> list[int]:
+    slot = rig._worker._slot
+    return list(slot[c.LOOP_LAG.first : c.LOOP_LAG.sum_index])
+
+
+def test_ticks_in_time_have_no_lag() -> None:
+    with Rig() as rig:
+        before = lags(rig)
+        for _ in range(10):
+            rig.loop.passes(rig._worker._sweeper._next_at - rig.loop.now)
+        seen = [now - was for now, was in zip(lags(rig), before, strict=True)]
+        assert seen == [10] + [0] * (len(seen) - 1)
+        assert rig._worker._slot[c.WORST_LAG_US] < 1_000
+
+
+def test_standstill_is_seen_as_one_lag_and_shown_for_seconds() -> None:
+    with Rig() as rig:
+        slot = rig._worker._slot
+        rig.loop.passes(0.1)
+        count, total_us = sum(lags(rig)), slot[c.LOOP_LAG.sum_index]
+        rig.loop.passes(3.1)
+        assert sum(lags(rig)) == count + 1
+        assert 2_900_000 <= slot[c.LOOP_LAG.sum_index] - total_us <= 3_100_000
+        assert lags(rig)[-2] == 1  # from 2.5 to 5 s
+        for _ in range(49):
+            assert slot[c.WORST_LAG_US] > 2_900_000
+            rig.loop.passes(0.1)
+        for _ in range(3):
+            rig.loop.passes(0.1)
+        assert slot[c.WORST_LAG_US] < 100_000
