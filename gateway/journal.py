@@ -45,6 +45,8 @@ class Journal:
         # Complaints since the given time.
         self._complaints = 0
         self._complaints_since = 0.0
+        # Whether the wheel will ask how many were left out.
+        self._will_tell = False
 
     def opened(self, client: Session, remote: str) -> None:
         """Note that a client is connected.
@@ -110,7 +112,8 @@ class Journal:
             self._complaints_since = now
         self._complaints += 1
         if self._complaints > _COMPLAINTS_AT_ONCE:
-            if self._complaints == _COMPLAINTS_AT_ONCE + 1:
+            if not self._will_tell:
+                self._will_tell = True
                 self._sweeper.schedule(self, _COMPLAINT_S)
             return
         client = client_id.decode("ascii")
@@ -119,8 +122,11 @@ class Journal:
 
     def on_tick(self, now: float) -> float:
         """Tell how many lines were left out, although no other follows."""
-        if now - self._complaints_since >= _COMPLAINT_S:
-            self._tell_what_was_left_out()
+        left_s = self._complaints_since + _COMPLAINT_S - now
+        if left_s > 0:
+            return left_s
+        self._will_tell = False
+        self._tell_what_was_left_out()
         return 0.0
 
     def _tell_what_was_left_out(self) -> None:

@@ -216,6 +216,30 @@ def test_count_of_the_others_needs_no_further_complaint(lines: list[Any]) -> Non
     assert events(lines)[AT_ONCE + 1 :] == ["tom"] * AT_ONCE
 
 
+def test_count_is_told_also_when_ticks_come_late_and_then_in_time(lines: list[Any]) -> None:
+    noted = Noted()
+    noted.clock.stall(0.15)
+    noted.complains(AT_ONCE + 2)
+    noted.clock.stall(0.05)
+    noted.clock.advance(3.0)
+    assert events(lines) == [*["tom"] * AT_ONCE, 2]
+
+
+def test_wheel_holds_one_place_however_long_an_outage_lasts(lines: list[Any]) -> None:
+    noted = Noted()
+
+    def places() -> int:
+        ring = noted.journal._sweeper._ring
+        return sum(timed is noted.journal for bucket in ring for timed in bucket)
+
+    for _ in range(200):
+        noted.complains(10)
+        assert places() <= 1
+        noted.clock.advance(0.1)
+    noted.clock.advance(3.0)
+    assert places() == 0
+
+
 def test_long_outage_is_told_in_a_few_lines_a_second(lines: list[Any]) -> None:
     noted = Noted()
     for _ in range(100):
