@@ -12,7 +12,7 @@ from ws2api.gateway import counters as c
 from ws2api.gateway.address_limit import AddressLimit, AddressTable
 from ws2api.gateway.client import Client
 from ws2api.gateway.counters import Counters
-from ws2api.gateway.errors import ApiTimeout
+from ws2api.gateway.errors import ApiTimeout, ApiUnreachable
 from ws2api.gateway.exchange import Exchange
 from ws2api.gateway.gate import Gate
 from ws2api.gateway.handshake import HandshakePolicy
@@ -681,6 +681,25 @@ def test_connect_without_an_answer_is_an_error() -> None:
     assert worker.errors == [
         "timeout: the API did not take a connect: the API did not answer in time"
     ]
+
+
+def test_connect_that_was_never_sent_is_counted_and_not_told_one_by_one() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me.client.on_failure(me._exchange, ApiUnreachable("the API is unreachable"))
+    assert worker.slot[c.ERRORS[causes.UNREACHABLE]] == 1
+    assert not worker.errors
+
+
+def test_client_that_left_the_line_to_the_api_is_no_error_of_the_api() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me.leaves()
+    me.client.on_failure(me._exchange, ApiUnreachable("the client has left"))
+    assert not any(worker.slot[index] for index in c.ERRORS.values())
+    assert not worker.errors
 
 
 # So many of one address.
