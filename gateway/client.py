@@ -125,6 +125,7 @@ class Client(Admission, asyncio.Protocol):
                 if isinstance(event, Message):
                     self.on_message(event.first_byte, event.payload)
                 elif isinstance(event, Closed):
+                    self._hub.slot[c.PROTOCOL_ERRORS] += event.failed
                     self.end(event.code, event.reason, _cause_of(event))
         self._reader = None
         if self.state == WAITING:
@@ -219,7 +220,7 @@ class Client(Admission, asyncio.Protocol):
         """Log what the session cannot: which client's request failed, and why."""
         if exchange.event != CONNECT or exchange.attempts:
             self._complain(exchange, error.cause, str(error))
-        else:  # there are many at once, and the outage is logged as such
+        elif not self.left:  # there are many at once, and the outage is logged as such
             self._hub.slot[c.ERRORS[error.cause]] += 1
         super().on_failure(exchange, error)
 

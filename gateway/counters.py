@@ -349,9 +349,9 @@ class Counters:
         lost = words[CONNECTIONS_OPENED] - words[CONNECTIONS_CLOSED]
         words[CLOSES[causes.WORKER_LOST, "1006"]] += lost
         words[CONNECTIONS_CLOSED] += lost
-        under_way = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED] - words[REQUESTS_FAILED]
-        words[ERRORS[causes.ABANDONED]] += under_way
-        words[REQUESTS_FAILED] += under_way
+        failed = words[REQUESTS_STARTED] - words[REQUESTS_SUCCEEDED]
+        words[ERRORS[causes.ABANDONED]] += failed - words[REQUESTS_FAILED]
+        words[REQUESTS_FAILED] = failed
         for index, metric in enumerate(METRICS):
             if metric.kind in ("gauge", "internal") and index != STARTED_S:
                 words[index] = 0  # of the state: STATE_DOWN

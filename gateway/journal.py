@@ -14,7 +14,9 @@ from .sweeper import Sweeper
 if TYPE_CHECKING:
     from .session import Session
 
-_COMPLAINTS_PER_S: Final = 5
+_COMPLAINTS_AT_ONCE: Final = 5
+_COMPLAINT_S: Final = 1.0
+"""Within this time no more than so many complaints are logged."""
 
 _log = structlog.get_logger()
 
@@ -40,9 +42,11 @@ class Journal:
         # Where clients come from, of those whose start was logged: a socket that has ended does
         # not tell any more.
         self._remotes: dict[Session, str] = {}
-        # Complaints in the second that began at the given time.
+        # Complaints since the given time.
         self._complaints = 0
         self._complaints_since = 0.0
+        # Whether the wheel will ask how many were left out.
+        self._will_tell = False
 
     def opened(self, client: Session, remote: str) -> None:
         """Note that a client is connected.
@@ -61,7 +65,11 @@ class Journal:
         )
 
     def closed(self, client: Session, cause: str) -> None:
-        """Note that a client's connection has ended."""
+        """Note that a client's connection has ended.
+
+        Its line says where it came from only if the line of its start was logged, too: it did not
+        begin before the level was raised, nor had it left before it was open.
+        """
         now_s = time.time()
         record = CloseRecord(
             now_s,
@@ -112,11 +120,27 @@ class Journal:
     def _may_complain(self) -> bool:
         """Tell whether one more line fits into this second."""
         now = self._sweeper.now
-        if now - self._complaints_since >= 1.0:
-            if self._complaints > _COMPLAINTS_PER_S:
-                left_out = self._complaints - _COMPLAINTS_PER_S
-                _log.warning("similar lines were left out", count=left_out)
-            self._complaints = 0
+        if now - self._complaints_since >= _COMPLAINT_S:
+            self._tell_what_was_left_out()
             self._complaints_since = now
         self._complaints += 1
-        return self._complaints <= _COMPLAINTS_PER_S
+        if self._complaints <= _COMPLAINTS_AT_ONCE:
+            return True
+        if not self._will_tell:
+            self._will_tell = True
+            self._sweeper.schedule(self, _COMPLAINT_S)
+        return False
+
+    def on_tick(self, now: float) -> float:
+        """Tell how many lines were left out, although no other follows."""
+        left_s = self._complaints_since + _COMPLAINT_S - now
+        if left_s > 0:
+            return left_s
+        self._will_tell = False
+        self._tell_what_was_left_out()
+        return 0.0
+
+    def _tell_what_was_left_out(self) -> None:
+        left_out, self._complaints = self._complaints - _COMPLAINTS_AT_ONCE, 0
+        if left_out > 0:
+            _log.warning("similar lines were left out", count=left_out)

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import select
+import time
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -47,6 +48,8 @@ class _Levels:
 
     configured: Level = "info"
     current: Level = "info"
+    # Monotonic time at which everything was raised last, None while the options are in force.
+    raised_at: float | None = None
 
 
 def configure(level: Level, format: Format, *, descriptor: int = STDERR) -> None:
@@ -58,6 +61,7 @@ def configure(level: Level, format: Format, *, descriptor: int = STDERR) -> None
         descriptor: the file that lines are written to.
     """
     _Levels.configured = level
+    _Levels.raised_at = None
     colours = os.isatty(descriptor) and "NO_COLOR" not in os.environ
     structlog.configure(
         processors=_processors(format, colours=colours),
@@ -75,6 +79,7 @@ def configure(level: Level, format: Format, *, descriptor: int = STDERR) -> None
 
 def raise_level() -> None:
     """Write everything from now on, until `restore_level`; see RAISED_S."""
+    _Levels.raised_at = time.monotonic()
     _set_level("debug")
     _log.warning("logging more for a while", least="debug", seconds=RAISED_S)
 
@@ -83,7 +88,18 @@ def restore_level() -> None:
     """Write what the options say."""
     # Said first: it is of no level that a gateway which logs errors only would write.
     _log.warning("logging as before", least=_Levels.configured)
+    _Levels.raised_at = None
     _set_level(_Levels.configured)
+
+
+def raised_left_s() -> float | None:
+    """Return how long more is to be logged yet; None while the options are in force.
+
+    A process that is forked meanwhile inherits the level, but not the timer that restores it.
+    """
+    if _Levels.raised_at is None:
+        return None
+    return max(0.0, _Levels.raised_at + RAISED_S - time.monotonic())
 
 
 def is_written(level: Level) -> bool:

@@ -1,7 +1,8 @@
 """Profile a worker while it works: where its time goes, and which lines hold its memory.
 
 Python's own profilers, whose files the usual viewers open: cProfile writes pstats, tracemalloc its
-snapshots. Either slows the worker down while it runs, and stops none of its traffic.
+snapshots. Either slows the worker down while it runs, and stops none of its traffic; only the
+writing of a snapshot holds it up, for a second or more per million of allocations.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import cProfile
 import os
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -86,11 +87,13 @@ class Profiler:
     Args:
         slot: the worker's counters.
         folder: where the files go; the admin process picks them up by `file_of`.
+        busy: kinds that `whole_life` makes already, of which there can be no two at once.
     """
 
-    def __init__(self, slot: memoryview, folder: Path) -> None:
+    def __init__(self, slot: memoryview, folder: Path, busy: Collection[int] = ()) -> None:
         self._slot = slot
         self._folder = folder
+        self._busy = busy
         self._profile: _Profile | None = None
         self._number = 0
         self._ends_at = 0.0
@@ -108,9 +111,22 @@ class Profiler:
         self._number = number
         if not number:
             return
+        kind = self._slot[c.PROFILE_KIND]
+        if kind in self._busy:
+            _log.error("not profiled: the options have it done already")
+            return
         self._ends_at = now + self._slot[c.PROFILE_MS] / 1000
-        self._profile = CpuProfile() if self._slot[c.PROFILE_KIND] == CPU else MemoryProfile()
+        try:
+            self._profile = CpuProfile() if kind == CPU else MemoryProfile()
+        except ValueError as error:  # of Python's own, which has room for one such tool
+            _log.error("not profiled", reason=str(error))
+            return
         _log.info("profiling", kind=type(self._profile).__name__)
+
+    def close(self) -> None:
+        """End a profile early: the worker ends."""
+        if self._profile is not None:
+            self._end()
 
     def _end(self) -> None:
         profile, self._profile = self._profile, None
@@ -131,5 +147,7 @@ def _write(profile: _Profile, path: Path) -> None:
         os.replace(part, path)
     except OSError as error:
         _log.error("profile not written", path=str(path), reason=error.strerror)
+        with contextlib.suppress(OSError):
+            part.unlink()
     else:
         _log.info("profile written", path=str(path))

@@ -19,7 +19,7 @@ import httptools
 from . import counters as c
 from . import outcomes
 from .ask import Ask
-from .envelope import PUSH
+from .envelope import DESCRIBE, PUSH
 from .handshake import MAX_HEAD_BYTES, MAX_HEADERS
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
@@ -348,6 +348,7 @@ class PushConnection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self._closing = self._lingers = True  # RFC 9112, 9.6
         request = PushRequest(self)
+        request.kind = DESCRIBE  # no push, whose time counts, before `fill` says so
         request.wants_no_body = method == b"HEAD"  # RFC 9110, 9.3.2
         self._admit(request)
         if self._shows_totals and method == b"GET" and self._url == b"/":
@@ -430,5 +431,6 @@ class PushConnection(asyncio.Protocol):
     def _answer_and_close(self, outcome: int, body: bytes) -> None:
         self._closing = self._lingers = True
         request = PushRequest(self)
+        request.kind = DESCRIBE
         self._pending.append(request)
         request.finish(outcome, body)

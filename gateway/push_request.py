@@ -66,7 +66,7 @@ def _fill_close(ask: Ask, query: bytes) -> tuple[int, bytes] | None:
     ask.kind = CLOSE
     try:
         fields = parse_qs(query[1:].decode("ascii"), keep_blank_values=True, errors="strict")
-        code = int(fields.get("code", ["1000"])[-1])
+        code = _number(fields.get("code", ["1000"])[-1])
         reason = fields.get("reason", [""])[-1].encode("utf-8")
         reason.decode()
     except ValueError:
@@ -81,6 +81,13 @@ def _fill_close(ask: Ask, query: bytes) -> tuple[int, bytes] | None:
     return None
 
 
+def _number(text: str) -> int:
+    """Read digits, and nothing else that `int` would take."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError
+    return int(text)
+
+
 def encode_answer(outcome: int, body: bytes, *, is_last: bool, with_body: bool) -> bytes:
     """Return the HTTP answer to an outcome.
 
@@ -89,7 +96,7 @@ def encode_answer(outcome: int, body: bytes, *, is_last: bool, with_body: bool) 
         is_last: whether the connection ends after it.
         with_body: False for the answer to a HEAD (RFC 9110, 9.3.2).
     """
-    if outcome == outcomes.OK and not body and not is_last:
+    if outcome == outcomes.OK and not body and not is_last and with_body:
         return _OK
     status, text, _ = outcomes.ANSWERS[outcome]
     content_type = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"

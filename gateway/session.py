@@ -205,7 +205,10 @@ class Session:
         if not owned:
             self.replaced = True
         self.state = OPEN
-        self._limits.slot[c.CONNECTIONS_OPENED] += 1
+        slot = self._limits.slot
+        slot[c.CONNECTIONS_OPENED] += 1
+        if not self._reading:  # its write buffer was full before
+            slot[c.CLIENTS_PAUSED] += 1
         self._take_over()
         if self.left:
             self.end(ABNORMAL, NO_CLOSE_FRAME)

@@ -41,7 +41,7 @@ from .journal import Journal
 from .lease import Lease
 from .outbox import Outbox
 from .probe import Probe
-from .profiling import Profiler, whole_life
+from .profiling import CPU, MEMORY, Profiler, whole_life
 from .push import PushConnection, PushHub
 from .recent import Recent
 from .redis_link import RedisLink
@@ -132,6 +132,7 @@ class Worker:
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
         self._sweeper = Sweeper(loop)
+        self._profiler = Profiler(slot, assignment.profiles, _profiled_anyhow(settings))
         self._worst_lag_us = 0
         self._worst_since = 0.0
         # Ends the time in which more is logged.
@@ -263,10 +264,11 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGUSR1, self._on_verbose)
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
-        profiler = Profiler(slot, assignment.profiles)
-        self._sweeper.every_tick(profiler.on_tick)
+        self._sweeper.every_tick(self._profiler.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.start()
+        if (left_s := logs.raised_left_s()) is not None:  # since before the fork
+            self._calm_after(left_s)
         self._commands.start()
         self._subscription.start()
         deadline = self._loop.time() + _REDIS_START_S
@@ -322,9 +324,12 @@ class Worker:
         """Log more for a while."""
         logs.raise_level()
         self._hub.journal.logs_connections = True
+        self._calm_after(logs.RAISED_S)
+
+    def _calm_after(self, delay_s: float) -> None:
         if self._calm is not None:
             self._calm.cancel()
-        self._calm = self._loop.call_later(logs.RAISED_S, self._on_calm)
+        self._calm = self._loop.call_later(delay_s, self._on_calm)
 
     def _on_calm(self) -> None:
         logs.restore_level()
@@ -445,6 +450,7 @@ class Worker:
         closing_s = self._drain.closing_s
         await asyncio.gather(self._commands.stop(closing_s), self._subscription.stop(closing_s))
         self._sweeper.stop()
+        self._profiler.close()
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0
 
@@ -466,6 +472,12 @@ def _most_clients(settings: Settings) -> int:
         return sys.maxsize
     to_api = min(settings.api_max_connections // settings.workers + 1, files // 4)
     return files - to_api - min(_OTHER_FILES, files // 4)
+
+
+def _profiled_anyhow(settings: Settings) -> list[int]:
+    """List what the options have profiled from start to end."""
+    options = {CPU: settings.cpuprofile, MEMORY: settings.memprofile}
+    return [kind for kind, path in options.items() if path is not None]
 
 
 def _ignore() -> None:

@@ -7,32 +7,39 @@ from typing import Any, cast
 
 import pytest
 from harness.looping import Clock
+from ws2api.gateway import causes
 from ws2api.gateway import counters as c
+from ws2api.gateway.address_limit import AddressLimit, AddressTable
 from ws2api.gateway.client import Client
 from ws2api.gateway.counters import Counters
-from ws2api.gateway.errors import ApiTimeout
+from ws2api.gateway.errors import ApiTimeout, ApiUnreachable
 from ws2api.gateway.exchange import Exchange
 from ws2api.gateway.gate import Gate
 from ws2api.gateway.handshake import HandshakePolicy
 from ws2api.gateway.http_wire import ReplyReader, RequestEncoder
 from ws2api.gateway.hub import Hub
 from ws2api.gateway.journal import Journal
-from ws2api.gateway.recent import Recent
+from ws2api.gateway.recent import ErrorRecord, Recent
 from ws2api.gateway.session import ASKING, CLAIMING, CLOSED, HANDSHAKE, OPEN, WAITING
 from ws2api.gateway.settings import Settings
 from ws2api.gateway.sweeper import Sweeper
 
 HANDSHAKE_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 30.0
 API_URL = "http://127.0.0.1:1/"
+PEER = "192.0.2.7"
+PROXY = "10.1.2.3"
 
 
 class Transport:
     """Be a socket that takes everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str | None = PEER) -> None:
+        self._peer = peer
         self.written = b""
         self.is_aborted = False
         self.has_ended = False
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         assert not self.has_ended
@@ -53,12 +60,15 @@ class Transport:
     def close(self) -> None:
         self.is_aborted = True
 
-    def get_extra_info(self, name: str) -> tuple[str, int]:
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
         assert name == "peername"
-        return "192.0.2.7", 4711
+        return (self._peer, 4711) if self._peer is not None else None
+
+    def set_protocol(self, protocol: object) -> None:
+        """Serve somebody else from now on."""
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def set_write_buffer_limits(self, high: int) -> None:
         """Have no limits."""
@@ -113,10 +123,20 @@ class Upstream:
 class Worker:
     """Hold what the clients of a worker share."""
 
-    def __init__(self, limit: int = 1, *, redis_is_away: bool = False) -> None:
-        settings = Settings(workers=1, api=API_URL)
+    def __init__(
+        self,
+        limit: int = 1,
+        *,
+        redis_is_away: bool = False,
+        per_address: int = 0,
+        table: AddressTable | None = None,
+        single_port: bool = False,
+    ) -> None:
+        settings = Settings(workers=1, api=API_URL, trusted_proxy=("10.0.0.0/8",))
         self.clock = Clock()
         self.slot = Counters(1).bank(0, 0)
+        self.table = table or AddressTable(1)
+        self.handed_over: list[bytes] = []
         self.registry = Registry(is_away=redis_is_away)
         self.upstream = Upstream()
         sweeper = Sweeper(cast(Any, self.clock))
@@ -140,16 +160,17 @@ class Worker:
             ping_interval_s=0.0,
             ping_timeout_s=20.0,
             handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
-            write_timeout_s=30.0,
+            write_timeout_s=WRITE_TIMEOUT_S,
             reroute=lambda ask: None,
             most_clients=1000,
-            serve_http=None,
+            serve_http=(lambda _, data: self.handed_over.append(data)) if single_port else None,
             call_soon=lambda callback: None,
             journal=Journal(
                 self.slot, sweeper, recent.closes(0, 0), recent.errors(0, 0), logs_connections=False
             ),
-            limit=None,
+            limit=AddressLimit(per_address, self.table, 0, 0) if per_address else None,
         )
+        self._recent = recent
 
     @property
     def asked(self) -> str:
@@ -158,8 +179,24 @@ class Worker:
             cast(Client, each.owner).client_id.decode() for each in self.upstream.exchanges
         )
 
-    def connects(self, name: str) -> Connection:
-        return Connection(self, name)
+    @property
+    def errors(self) -> list[str]:
+        """What the operator can look up, the cause in front."""
+        records = map(ErrorRecord.decode, self._recent.errors(0, 0).read())
+        return [f"{record.cause}: {record.text}" for record in records]
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Count the refused handshakes by status, without those of which there are none."""
+        counts = {status: self.slot[i] for status, i in c.HANDSHAKES_REFUSED.items()}
+        return {status: count for status, count in counts.items() if count}
+
+    def counted(self, address: str = PEER) -> int:
+        """Count the connections of an address."""
+        return self.table.count(self.table.cells(address))
+
+    def connects(self, name: str, **options: Any) -> Connection:
+        return Connection(self, name, **options)
 
     def connect(self, names: str) -> list[Connection]:
         return [self.connects(name) for name in names]
@@ -172,17 +209,39 @@ class Worker:
 
 
 class Connection:
-    """Be a client that has sent its request."""
+    """Be a client that has sent its request.
 
-    def __init__(self, worker: Worker, name: str) -> None:
+    Args:
+        peer: address of the other end; None when it has gone already.
+        behind: what a proxy says of where the client comes from.
+        asks: whether the request is sent at once.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        name: str,
+        *,
+        peer: str | None = PEER,
+        behind: str = "",
+        asks: bool = True,
+    ) -> None:
         self._worker = worker
-        self.transport = Transport()
+        self._request = (
+            f"GET /{name} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            + (f"X-Forwarded-For: {behind}\r\n" if behind else "")
+            + "\r\n"
+        )
+        self.transport = Transport(peer)
         self.client = Client(worker.hub)
         self.client.connection_made(cast(Any, self.transport))
-        self.sends(
-            f"GET /{name} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
+        if asks:
+            self.asks()
+
+    def asks(self) -> None:
+        """Send the request."""
+        self.sends(self._request)
 
     @property
     def state(self) -> int:
@@ -202,6 +261,13 @@ class Connection:
 
     def leaves(self) -> None:
         self.client.connection_lost(None)
+
+    def comes_in(self) -> None:
+        """Have everybody agree, up to the 101."""
+        self._worker.marks()
+        self.is_answered()
+        self.is_claimed()
+        assert self.status == 101
 
     def is_answered(self, status: int = 200, body: bytes = b"ok", *lines: str) -> None:
         """Let the API answer the connect."""
@@ -505,3 +571,372 @@ def test_who_was_given_up_while_the_api_decided_is_sent_away() -> None:
     assert me.transport.written.endswith(b"\x88\x11\x03\xf4service restart")
     assert worker.hub.clients == {}
     assert worker.registry.released == [b"a"], "the API has said yes, and must hear of the end"
+
+
+# What the metrics and the log say.
+
+
+def openings(worker: Worker) -> int:
+    return sum(worker.slot[c.OPENING_TIME.first : c.OPENING_TIME.sum_index])
+
+
+def test_time_to_the_101_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [10**15]
+    monkeypatch.setattr("time.monotonic_ns", lambda: now_ns[0])
+    worker = Worker()
+    me = worker.connects("a", asks=False)
+    now_ns[0] += 30_000_000  # the slowness of the client is a part of it
+    me.asks()
+    now_ns[0] += 10_000_000
+    assert openings(worker) == 0
+    me.comes_in()
+    assert openings(worker) == 1
+    assert worker.slot[c.OPENING_TIME.sum_index] == 40_000
+    me.leaves()
+    assert openings(worker) == 1
+
+
+@pytest.mark.parametrize("decide", DECISIONS[1:])
+def test_time_of_who_gets_no_101_is_not_taken(decide: Decision) -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    decide(me)
+    me.is_claimed()
+    me.leaves()
+    assert openings(worker) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "counted"),
+    [
+        *((200, b"no", "403"), (401, b"", "401"), (403, b"", "403"), (404, b"", "404")),
+        *((409, b"", "409"), (429, b"", "429"), (500, b"", "502"), (418, b"", "502")),
+    ],
+)
+def test_refusal_is_counted_by_its_status(status: int, body: bytes, counted: str) -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me.is_answered(status, body)
+    assert worker.refused == {counted: 1}
+    assert me.status == int(counted)
+    me.leaves()
+    assert worker.refused == {counted: 1}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "426"),
+        ("no HTTP\r\n\r\n", "400"),
+        (f"GET /{'a' * 9000} HTTP/1.1\r\n", "431"),
+    ],
+)
+def test_request_that_is_none_is_counted_by_its_status(request_: str, status: str) -> None:
+    worker = Worker()
+    me = worker.connects("a", asks=False)
+    me.sends(request_)
+    assert worker.refused == {status: 1}
+    assert not worker.errors, "it is no fault of the API"
+
+
+@pytest.mark.parametrize(
+    ("decide", "error"),
+    [
+        (lambda it: it.is_answered(500, b"no"), "status: connect refused: status 500"),
+        (
+            lambda it: it.is_answered(200, b"ok", "Sec-WebSocket-Protocol: never-offered"),
+            "invalid_reply: connect refused: "
+            "the API chose a subprotocol that the client did not offer",
+        ),
+    ],
+)
+def test_what_the_api_says_of_itself_is_told_to_the_operator(decide: Decision, error: str) -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    decide(me)
+    assert worker.errors == [error]
+    assert worker.slot[c.ERRORS[error.partition(":")[0]]] == 1
+    assert sum(worker.slot[index] for index in c.ERRORS.values()) == 1
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 409, 429])
+def test_what_the_api_says_of_the_client_is_no_error(status: int) -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me.is_answered(status, b"no")
+    assert not worker.errors
+    assert not any(worker.slot[index] for index in c.ERRORS.values())
+
+
+def test_connect_without_an_answer_is_an_error() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me._exchange.attempts = 1
+    me.times_out()
+    assert worker.slot[c.ERRORS[causes.TIMEOUT]] == 1
+    assert worker.errors == [
+        "timeout: the API did not take a connect: the API did not answer in time"
+    ]
+
+
+def test_connect_that_was_never_sent_is_counted_and_not_told_one_by_one() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me.client.on_failure(me._exchange, ApiUnreachable("the API is unreachable"))
+    assert worker.slot[c.ERRORS[causes.UNREACHABLE]] == 1
+    assert not worker.errors
+
+
+def test_client_that_left_the_line_to_the_api_is_no_error_of_the_api() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    me.leaves()
+    me.client.on_failure(me._exchange, ApiUnreachable("the client has left"))
+    assert not any(worker.slot[index] for index in c.ERRORS.values())
+    assert not worker.errors
+
+
+# So many of one address.
+
+
+def assert_one_too_many(connection: Connection) -> None:
+    assert connection.state == CLOSED
+    assert connection.status == 429
+    assert "\r\nRetry-After: 1" in connection.answer
+    assert connection.transport.written.endswith(
+        b"\r\n\r\ntoo many connections from this address\n"
+    )
+    assert connection.transport.has_ended
+
+
+def test_connection_too_many_is_refused_before_it_has_said_anything() -> None:
+    worker = Worker(limit=9, per_address=2)
+    worker.connect("ab")
+    third = worker.connects("c", asks=False)
+    assert_one_too_many(third)
+    third.asks()
+    worker.marks()
+    assert worker.asked == "ab"
+    assert worker.slot[c.CONNECTIONS_LIMITED] == 1
+    assert worker.refused == {"429": 1}
+    assert worker.connects("d", peer="192.0.2.8").state == ASKING
+
+
+def test_place_is_free_when_the_connection_has_ended() -> None:
+    worker = Worker(limit=9, per_address=1)
+    first = worker.connects("a")
+    first.comes_in()
+    assert_one_too_many(refused := worker.connects("b"))
+    refused.leaves()
+    first.leaves()
+    assert worker.counted() == 0
+    worker.connects("c").comes_in()
+
+
+@pytest.mark.parametrize("decide", DECISIONS)
+def test_every_end_of_a_connect_frees_the_place(decide: Decision) -> None:
+    worker = Worker(limit=9, per_address=1)
+    for name in "abc":
+        me = worker.connects(name)
+        worker.marks()
+        decide(me)
+        me.is_claimed()
+        assert worker.counted() == 1
+        me.leaves()
+        assert worker.counted() == 0
+
+
+def test_who_only_opens_connections_counts() -> None:
+    worker = Worker(per_address=2)
+    idle = [worker.connects("a", asks=False) for _ in range(2)]
+    assert_one_too_many(worker.connects("b"))
+    for each in idle:
+        each.leaves()
+    assert worker.counted() == 1
+
+
+def test_refused_connection_counts_until_it_is_closed() -> None:
+    worker = Worker(per_address=1)
+    first = worker.connects("a")
+    refused = worker.connects("b")
+    first.leaves()
+    assert_one_too_many(worker.connects("c"))
+    worker.clock.advance(HANDSHAKE_TIMEOUT_S + 1)
+    assert refused.transport.is_aborted, "it cannot be held open for ever"
+
+
+def test_flood_is_not_answered() -> None:
+    worker = Worker(per_address=2)
+    worker.connect("abcd")
+    fifth = worker.connects("e", asks=False)
+    assert fifth.transport.is_aborted
+    assert fifth.transport.written == b""
+    assert worker.slot[c.CONNECTIONS_LIMITED] == 3
+    fifth.leaves()
+    assert fifth.client not in worker.hub.live
+    assert worker.counted() == 4
+
+
+def test_clients_of_a_proxy_are_told_apart() -> None:
+    worker = Worker(limit=99, per_address=1)
+    behind = [f"198.51.100.{number}" for number in range(1, 6)]
+    for address in behind:
+        assert worker.connects("a", peer=PROXY, behind=address).state == ASKING
+    again = worker.connects("b", peer=PROXY, behind=f"{behind[2]}:4711")
+    assert_one_too_many(again)
+    assert worker.counted(PROXY) == 0
+    again.leaves()
+    assert worker.counted(behind[2]) == 1
+
+
+def test_claims_of_a_client_change_nothing() -> None:
+    worker = Worker(limit=99, per_address=1)
+    assert worker.connects("a", behind="198.51.100.1").state == ASKING
+    assert_one_too_many(worker.connects("b", behind="198.51.100.2"))
+    spoofed = worker.connects("c", peer=PROXY, behind="198.51.100.9, 203.0.113.5")
+    assert spoofed.state == ASKING
+    assert_one_too_many(worker.connects("d", peer=PROXY, behind="198.51.100.8, 203.0.113.5"))
+
+
+def test_flood_behind_a_proxy_is_not_answered() -> None:
+    worker = Worker(limit=99, per_address=1)
+    for _ in range(2):
+        worker.connects("a", peer=PROXY, behind="198.51.100.1")
+    third = worker.connects("b", peer=PROXY, behind="198.51.100.1")
+    assert third.transport.is_aborted
+    assert third.transport.written == b""
+    third.leaves()
+    assert third.state == CLOSED
+
+
+def test_proxy_itself_is_not_limited() -> None:
+    worker = Worker(limit=99, per_address=1)
+    checks = [worker.connects("a", peer=PROXY, asks=False) for _ in range(5)]
+    assert not any(each.transport.written for each in checks)
+    assert [worker.connects("b", peer=PROXY).state for _ in range(3)] == [ASKING] * 3
+
+
+def test_who_has_gone_before_it_was_accepted_hinders_nobody() -> None:
+    worker = Worker(per_address=1)
+    ghosts = [worker.connects("a", peer=None, asks=False) for _ in range(2)]
+    assert worker.connects("b").state == ASKING
+    for ghost in ghosts:
+        ghost.leaves()
+    assert sum(worker.table._words[: worker.table._end]) == len(worker.table.cells(PEER))
+
+
+def test_request_that_is_handed_to_the_push_side_counts_no_longer() -> None:
+    worker = Worker(per_address=1, single_port=True)
+    request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for _ in range(3):
+        api = worker.connects("-", asks=False)
+        assert worker.counted() == 1
+        api.sends(request)
+        assert worker.counted() == 0
+    assert worker.handed_over == [request.encode()] * 3
+    assert worker.connects("a").state == ASKING
+
+
+def test_workers_count_together() -> None:
+    table = AddressTable(1)
+    one, other = Worker(per_address=2, table=table), Worker(per_address=2, table=table)
+    other.hub.limit = AddressLimit(2, table, 0, 1)
+    first = one.connects("a")
+    other.connects("b")
+    assert_one_too_many(other.connects("c"))
+    first.leaves()
+    assert other.counted() == 2
+
+
+# Clients that do not read.
+
+
+def slow(worker: Worker) -> tuple[int, int]:
+    return worker.slot[c.CLIENTS_SLOW], worker.slot[c.WRITE_BUFFER_BYTES]
+
+
+def look(worker: Worker) -> tuple[int, int]:
+    worker.hub.drop_slow(worker.clock.now)
+    return slow(worker)
+
+
+def test_slow_clients_and_what_waits_for_them_are_shown() -> None:
+    worker = Worker(limit=9)
+    a, b = worker.connect("ab")
+    worker.marks()
+    for each in (a, b):
+        each.is_answered()
+        each.is_claimed()
+    assert look(worker) == (0, 0)
+    a.transport.unsent, b.transport.unsent = 300_000, 400_000
+    a.client.pause_writing()
+    assert look(worker) == (1, 300_000)
+    assert worker.slot[c.CLIENTS_PAUSED] == 1
+    b.client.pause_writing()
+    a.transport.unsent = 200_000
+    assert look(worker) == (2, 600_000)
+    a.client.resume_writing()
+    assert look(worker) == (1, 400_000)
+    b.leaves()
+    assert look(worker) == (0, 0)
+    assert worker.slot[c.CLIENTS_PAUSED] == 0
+
+
+def test_client_that_reads_nothing_is_closed_as_too_slow_and_shown_until_it_has_gone() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    me.comes_in()
+    me.transport.unsent = 300_000
+    me.client.pause_writing()
+    worker.clock.advance(WRITE_TIMEOUT_S + 1)
+    assert look(worker) == (1, 300_000)
+    assert me.client.close_code == 1008
+    assert worker.slot[c.CLOSES[causes.TOO_SLOW, "1008"]] == 1
+    worker.clock.advance(WRITE_TIMEOUT_S + 1)
+    look(worker)
+    assert me.transport.is_aborted
+    me.leaves()
+    assert look(worker) == (0, 0)
+    assert worker.slot[c.CLIENTS_PAUSED] == 0
+    assert sum(worker.slot[index] for index in c.CLOSES.values()) == 1
+
+
+# What the client breaks.
+
+
+@pytest.mark.parametrize("when", ["at once", "when reading goes on"])
+def test_protocol_error_is_counted_once_whenever_it_is_seen(when: str) -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    me.comes_in()
+    unmasked = b"\x81\x01a"
+    if when == "at once":
+        me.client.data_received(unmasked)
+    else:
+        # In flight, then in the queue up to its bound, so that the rest is not looked at.
+        me.client.data_received(b"\x81\x81\0\0\0\0a" * 5 + unmasked)
+        assert not me.client.wants_messages
+        me.client.on_reply(worker.upstream.exchanges[-1], reply(200, b""))
+        me.client.on_reply(worker.upstream.exchanges[-1], reply(200, b""))
+        me.client.on_reply(worker.upstream.exchanges[-1], reply(200, b""))
+    assert worker.slot[c.PROTOCOL_ERRORS] == 1
+    me.leaves()
+    assert worker.slot[c.PROTOCOL_ERRORS] == worker.slot[c.CLOSES[causes.PROTOCOL, "1002"]] == 1
+
+
+def test_protocol_error_that_is_seen_after_the_socket_has_ended_is_counted() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    me.comes_in()
+    # More events than are taken at once: the rest waits for the next turn of the loop.
+    me.client.data_received(b"\x8a\x80\0\0\0\0" * 300 + b"\x81\x01a")
+    assert me.client.state == OPEN
+    me.leaves()
+    assert worker.slot[c.PROTOCOL_ERRORS] == worker.slot[c.CLOSES[causes.PROTOCOL, "1002"]] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 from itertools import pairwise
 from typing import Any
 
@@ -579,6 +580,112 @@ def test_only_a_trusted_proxy_is_believed(
 ) -> None:
     request = upgrade("/me", {"X-Forwarded-For": claimed})
     assert lines_of(check(request, peer, trusted_proxy=trusted)) == [f"X-Forwarded-For: {told}"]
+
+
+INNER, OUTER = ["10.0.0.0/8"], ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"]
+TRUSTING = policy(trusted_proxy=INNER)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "claimed", "remote"),
+    [
+        # Nobody is believed but proxies.
+        ([], PEER, None, PEER),
+        ([], PEER, "198.51.100.1", PEER),
+        (INNER, PEER, "198.51.100.1", PEER),
+        (INNER, "2001:db8::1", "198.51.100.1", "2001:db8::1"),
+        (INNER, "10.1.2.3", None, "10.1.2.3"),
+        (INNER, "10.1.2.3", "198.51.100.1", "198.51.100.1"),
+        # What a client claims stands in front of what its proxy has seen.
+        (INNER, "10.1.2.3", "127.0.0.1, 198.51.100.1", "198.51.100.1"),
+        (INNER, "10.1.2.3", "10.9.9.9, 198.51.100.1", "198.51.100.1"),
+        (INNER, "10.1.2.3", "10.9.9.9, 198.51.100.1, 10.4.5.6", "198.51.100.1"),
+        # Proxies behind each other.
+        (OUTER, "10.1.2.3", "198.51.100.1, 192.0.2.9", "198.51.100.1"),
+        (OUTER, "10.1.2.3", "198.51.100.1, 192.0.2.9, 10.4.5.6", "198.51.100.1"),
+        (OUTER, "10.1.2.3", "192.0.2.9", "192.0.2.9"),
+        (OUTER, "2001:db8::1", "198.51.100.1, 2001:db8::2", "198.51.100.1"),
+        # As some write it.
+        (INNER, "10.1.2.3", "198.51.100.1:54321", "198.51.100.1"),
+        (INNER, "10.1.2.3", "2001:db8::7", "2001:db8::7"),
+        (INNER, "10.1.2.3", "[2001:db8::7]", "2001:db8::7"),
+        (INNER, "10.1.2.3", "[2001:DB8:0::7]:443", "2001:db8::7"),
+        (INNER, "10.1.2.3", "::ffff:198.51.100.1", "198.51.100.1"),
+        (INNER, "10.1.2.3", "[::ffff:198.51.100.1]:80", "198.51.100.1"),
+        (INNER, "::ffff:10.1.2.3", "198.51.100.1", "198.51.100.1"),
+        (INNER, "10.1.2.3", " ,198.51.100.1 , ", "198.51.100.1"),
+        # What is no address ends the chain: nobody knows who stood before it.
+        (INNER, "10.1.2.3", "unknown", "10.1.2.3"),
+        (INNER, "10.1.2.3", "_hidden", "10.1.2.3"),
+        (INNER, "10.1.2.3", "198.51.100.1, unknown", "10.1.2.3"),
+        (INNER, "10.1.2.3", "198.51.100.1, unknown, 10.4.5.6", "10.4.5.6"),
+        (INNER, "10.1.2.3", "198.51.100.256", "10.1.2.3"),
+        (INNER, "10.1.2.3", "198.51.100.01", "10.1.2.3"),
+        (INNER, "10.1.2.3", "198.51.100.\xb2", "10.1.2.3"),
+        (INNER, "10.1.2.3", "[198.51.100.1", "198.51.100.1"),
+        (INNER, "10.1.2.3", "[]", "10.1.2.3"),
+        (INNER, "10.1.2.3", ":", "10.1.2.3"),
+        (INNER, "10.1.2.3", ",", "10.1.2.3"),
+        (INNER, "10.1.2.3", '"198.51.100.1"', "10.1.2.3"),
+        (INNER, "10.1.2.3", "for=198.51.100.1", "10.1.2.3"),
+        (INNER, "10.1.2.3", "3325256705", "10.1.2.3"),
+        (INNER, "10.1.2.3", "198.51.100.1%eth0", "10.1.2.3"),
+    ],
+)
+def test_remote_is_what_trusted_proxies_have_seen(
+    trusted: list[str], peer: str, claimed: str | None, remote: str
+) -> None:
+    handshake = check(upgrade("/me", {"X-Forwarded-For": claimed}), peer, trusted_proxy=trusted)
+    assert handshake.remote == remote
+
+
+def test_remote_stands_in_the_last_line_of_several() -> None:
+    lines = ("X-Forwarded-For: 203.0.113.5", "x-forwarded-for: 198.51.100.1, 10.4.5.6")
+    handshake = check(upgrade("/me", {}, *lines), "10.1.2.3", trusted_proxy=INNER)
+    assert handshake.remote == "198.51.100.1"
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.text("0123456789abcdef.:[]%, "),
+        st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f")),
+    )
+)
+def test_remote_is_an_address_whatever_a_client_claims(claimed: str) -> None:
+    request = upgrade("/me", {"X-Forwarded-For": claimed})
+    with contextlib.suppress(HandshakeError):  # control characters
+        head = head_of(request)
+        remote = TRUSTING.check(head, "10.1.2.3").remote
+        assert str(ipaddress.ip_address(remote)) == remote
+        assert TRUSTING.check(head, PEER).remote == PEER
+
+
+def test_long_chain_is_followed_to_its_first_stranger() -> None:
+    chain = ", ".join(["198.51.100.1", *(f"10.0.{n // 250}.{n % 250}" for n in range(500))])
+    handshake = check(upgrade("/me", {"X-Forwarded-For": chain}), "10.1.2.3", trusted_proxy=INNER)
+    assert handshake.remote == "198.51.100.1"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "is_trusted"),
+    [
+        ([], "10.1.2.3", False),
+        (INNER, "10.1.2.3", True),
+        (INNER, "11.1.2.3", False),
+        (INNER, "::ffff:10.1.2.3", True),
+        (INNER, "::a01:203", False),
+        (INNER, "2001:db8::1", False),
+        (["2001:db8::/32"], "2001:db8::1", True),
+        (["fe80::/10"], "fe80::1%eth0", True),
+        (["0.0.0.0/0"], "2001:db8::1", False),
+        (["0.0.0.0/0"], "198.51.100.1", True),
+        (INNER, "", False),
+        (INNER, "localhost", False),
+    ],
+)
+def test_proxy_is_trusted_by_its_network(trusted: list[str], peer: str, is_trusted: bool) -> None:
+    assert policy(trusted_proxy=trusted).trusts(peer) == is_trusted
 
 
 def test_chain_in_several_lines_is_one_chain() -> None:

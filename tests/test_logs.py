@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import structlog
+from harness.work import Rig
 from ws2api.gateway import logs
 from ws2api.supervisor import process
 
@@ -23,8 +24,10 @@ Configure = Callable[..., Callable[[], str]]
 
 
 @pytest.fixture
-def configure(tmp_path: Path) -> Iterator[Configure]:
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
     """Configure logs into a file; the result reads it. All is as before after the test."""
+    for name in ("configured", "current", "raised_at"):
+        monkeypatch.setattr(logs._Levels, name, getattr(logs._Levels, name))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     former = structlog.get_config()
@@ -183,3 +186,141 @@ def test_works_after_a_fork(configure: Configure) -> None:
     lines = json_lines(read())
     assert [line["event"] for line in lines] == ["in the child", "there too", "in the parent"]
     assert [line.get("worker") for line in lines] == [1, 1, None]
+
+
+# More for a while.
+
+
+def say_something_at_every_level() -> None:
+    log = structlog.get_logger()
+    for level in ("debug", "info", "warning", "error"):
+        getattr(log, level)(level)
+
+
+def events(text: str) -> list[str]:
+    return [line["event"] for line in json_lines(text)]
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_raised_level_writes_everything_until_it_is_restored(
+    configure: Configure, level: logs.Level, kept: list[str]
+) -> None:
+    read = configure(level, "json")
+    logs.raise_level()
+    say_something_at_every_level()
+    logs.restore_level()
+    raised = ["logging more for a while", "debug", "info", "warning", "error", "logging as before"]
+    assert events(read()) == raised
+    say_something_at_every_level()
+    assert events(read())[len(raised) :] == kept
+
+
+def test_level_that_is_raised_twice_is_restored_once(configure: Configure) -> None:
+    read = configure("error", "json")
+    logs.raise_level()
+    logs.raise_level()
+    logs.restore_level()
+    before = read()
+    say_something_at_every_level()
+    assert events(read()[len(before) :]) == ["error"]
+
+
+def test_loggers_that_were_bound_before_follow(configure: Configure) -> None:
+    read = configure("info", "json")
+    log = structlog.get_logger()
+    log.debug("not yet")
+    logs.raise_level()
+    log.debug("now")
+    logs.restore_level()
+    log.debug("no more")
+    assert [event for event in events(read()) if "logging" not in event] == ["now"]
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_tells_which_levels_are_written(configure: Configure, level: logs.Level) -> None:
+    names: list[logs.Level] = ["debug", "info", "warning", "error"]
+    configure(level)
+    assert [logs.is_written(name) for name in names] == [i >= names.index(level) for i in range(4)]
+    logs.raise_level()
+    assert all(map(logs.is_written, names))
+    logs.restore_level()
+    assert logs.is_written("debug") == (level == "debug")
+
+
+def test_raised_level_stays_in_the_format_that_was_configured(configure: Configure) -> None:
+    read = configure("info", "text")
+    logs.raise_level()
+    structlog.get_logger().debug("line", client="tom")
+    assert re.search(r"Z debug    line client=tom\n", read())
+
+
+def test_libraries_are_no_louder_while_the_level_is_raised(configure: Configure) -> None:
+    read = configure("info", "json")
+    logs.raise_level()
+    logging.getLogger("aiohttp.client").debug("Authorization: Bearer secret")
+    assert "secret" not in read()
+
+
+def test_time_that_is_left_passes(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    configure()
+    assert logs.raised_left_s() is None
+    logs.raise_level()
+    assert logs.raised_left_s() == logs.RAISED_S
+    now[0] += 100.0
+    assert logs.raised_left_s() == logs.RAISED_S - 100.0
+    now[0] += logs.RAISED_S
+    assert logs.raised_left_s() == 0.0
+    logs.restore_level()
+    assert logs.raised_left_s() is None
+
+
+def test_new_configuration_ends_the_raise(configure: Configure) -> None:
+    configure("info")
+    logs.raise_level()
+    configure("warning")
+    assert logs.raised_left_s() is None
+    assert not logs.is_written("info")
+
+
+def test_worker_raises_its_level_for_a_while(configure: Configure) -> None:
+    read = configure("info", "json")
+    with Rig() as rig:
+        rig.leaves(rig.connects()[0])
+        assert "client connected" not in events(read())
+        rig._worker._on_verbose()
+        rig.loop.passes(logs.RAISED_S - 1.0)
+        rig._worker._on_verbose()  # once more, for as long again
+        rig.loop.passes(logs.RAISED_S - 1.0)
+        assert logs.is_written("debug")
+        rig.leaves(rig.connects()[0])
+        assert events(read()).count("client connected") == 1
+        rig.loop.passes(2.0)
+        assert not logs.is_written("debug")
+        assert events(read()).count("logging as before") == 1
+        rig.leaves(rig.connects()[0])
+        assert events(read()).count("client connected") == 1
+        assert events(read()).count("client disconnected") == 1
+
+
+def test_worker_that_was_forked_while_the_level_was_raised_restores_it(
+    configure: Configure,
+) -> None:
+    read = configure("info", "json")
+    logs.raise_level()  # the supervisor does, before the fork
+    with Rig() as rig:
+        rig.leaves(rig.connects()[0])
+        assert events(read()).count("client disconnected") == 1
+        rig.loop.passes(logs.RAISED_S)
+        assert not logs.is_written("debug")
+        rig.leaves(rig.connects()[0])
+        assert events(read()).count("client disconnected") == 1

@@ -179,6 +179,15 @@ class Api:
         return self.connection.on_tick(self.sweeper.now)
 
 
+def counted(api: Api) -> dict[int, int]:
+    """Return what is not 0, but for how long it took."""
+    return {
+        index: word
+        for index, word in enumerate(api.slot)
+        if word and c.METRICS[index].kind != "bucket"
+    }
+
+
 def ok(ask: Ask) -> None:
     ask.finish(outcomes.OK, b"")
 
@@ -326,9 +335,84 @@ def test_outcome_is_answered_and_counted(
     assert api.answer.status == status
     assert api.answer.body
     assert api.slot[counter] == 1
-    assert sum(api.slot[i] for i, each in enumerate(c.METRICS) if each.name == "pushes") == 1
+    assert counted(api) == {counter: 1}
     assert header is None or header in api.answer.headers.items()
     assert not api.answer.is_last
+
+
+# How long it takes.
+
+
+def observed(api: Api) -> tuple[int, int]:
+    """Count the local and the remote pushes whose time was taken."""
+    histograms = (c.LOCAL_PUSH_LATENCY, c.REMOTE_PUSH_LATENCY)
+    local, remote = (sum(api.slot[each.first : each.sum_index]) for each in histograms)
+    return local, remote
+
+
+@pytest.mark.parametrize("outcome", [outcomes.OK, outcomes.NOT_FOUND, outcomes.TOO_SLOW])
+def test_time_of_a_push_is_taken_where_its_client_is(outcome: int) -> None:
+    api = Api(lambda ask: ask.finish(outcome, b""))
+    api.sends(request())
+    assert observed(api) == (1, 0)
+    api.sends(request(), request())  # whose fields are known by now
+    assert observed(api) == (3, 0)
+
+
+def test_time_of_a_push_through_redis_is_told_apart() -> None:
+    api = Api()
+    for _ in range(2):
+        api.sends(request())
+        api.asks[-1].forwarded = True  # as the bus does
+        api.asks[-1].finish(outcomes.OK, b"")
+    assert observed(api) == (0, 2)
+
+
+def test_time_is_taken_until_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [10**15]
+    monkeypatch.setattr("ws2api.gateway.push.monotonic_ns", lambda: now_ns[0])
+    api = Api()
+    api.sends(request())
+    now_ns[0] += 3_000_000
+    assert observed(api) == (0, 0)
+    api.ask.finish(outcomes.OK, b"")
+    assert api.slot[c.LOCAL_PUSH_LATENCY.sum_index] == 3_000
+
+
+def test_push_whose_connection_has_gone_is_timed_too() -> None:
+    api = Api()
+    api.sends(request())
+    api.connection.connection_lost(None)
+    api.ask.finish(outcomes.OK, b"")
+    assert observed(api) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        get("/me"),
+        delete("/me"),
+        get("/"),
+        request("POST", "/a/b"),
+        request("PUT", "/me"),
+        delete("/me?code=1"),
+        b"no HTTP\r\n\r\n",
+        request("POST", "/me", b"x" * (MAX_MESSAGE_BYTES + 1)),
+    ],
+)
+def test_what_is_no_push_is_not_timed(wire: bytes) -> None:
+    """Whoever asks for the counters at GET / again and again must not make pushes look fast."""
+    api = Api(ok, shows_totals=True)
+    api.sends(wire)
+    assert api.answers
+    assert observed(api) == (0, 0)
+
+
+def test_push_that_may_not_be_made_is_not_timed() -> None:
+    api = Api(ok, token="secret")
+    api.sends(request())
+    assert api.answer.status == 401
+    assert observed(api) == (0, 0)
 
 
 def test_every_outcome_has_an_answer() -> None:
@@ -393,6 +477,11 @@ def test_text_that_is_no_utf8() -> None:
         "code=x",
         "code=",
         "code=1000.0",
+        "code=1_000",
+        "code=%201000",
+        "code=%2B1000",
+        "code=%EF%BC%91000",
+        f"code={'1' * 5000}",
         f"reason={'x' * 124}",
         f"reason={'%C3%BC' * 62}",
         "reason=%FF",

@@ -67,6 +67,11 @@ class Recorder(Session):
         self.complaints: list[str] = []
         self.causes: list[str] = []
 
+    @property
+    def written(self) -> int:
+        """Count the frames that were written."""
+        return sum(action[0] == "write" for action in self.actions)
+
     def taken(self) -> list[Action]:
         """Return the actions since this was called last."""
         actions, self.actions = self.actions, []
@@ -165,6 +170,15 @@ def reply(status: int, body: bytes = b"", type_: str = "") -> ReplyReader:
     reader.feed(head.encode() + body)
     assert reader.complete
     return reader
+
+
+def closes_of(session: Recorder) -> dict[str, int]:
+    """Return how often each cause has ended a connection, without those that have not."""
+    found: dict[str, int] = {}
+    for (cause, _), index in c.CLOSES.items():
+        if session.slot[index]:
+            found[cause] = found.get(cause, 0) + session.slot[index]
+    return found
 
 
 def in_handshake(**limits: int | bool) -> Recorder:
@@ -1048,6 +1062,146 @@ def test_drained_client_still_gets_pushes() -> None:
     assert session.deliver(TEXT, b"x") == outcomes.OK
 
 
+# What the metrics say.
+
+
+def gauges(session: Recorder) -> tuple[int, int]:
+    """Return how many clients are paused, and how many messages wait."""
+    return session.slot[c.CLIENTS_PAUSED], session.slot[c.MESSAGES_QUEUED]
+
+
+def test_gauges_follow_the_queue() -> None:
+    session = opened(max_queue=2)
+    assert gauges(session) == (0, 0)
+    session.receives(b"a", b"b")
+    assert gauges(session) == (0, 1)
+    session.receives(b"c")
+    assert gauges(session) == (1, 2)
+    session.is_answered(MESSAGE)
+    assert gauges(session) == (0, 1)
+    session.is_answered(MESSAGE)
+    assert gauges(session) == (0, 0)
+
+
+def test_client_that_does_not_read_is_paused() -> None:
+    session = opened()
+    session.on_writable(False)
+    assert gauges(session) == (1, 0)
+    session.on_writable(False)
+    assert gauges(session) == (1, 0)
+    session.on_writable(True)
+    assert gauges(session) == (0, 0)
+
+
+def test_client_that_did_not_read_before_it_was_open_is_paused_from_then_on() -> None:
+    session = claiming()
+    session.on_writable(False)
+    assert gauges(session) == (0, 0)
+    session.on_claimed()
+    assert gauges(session) == (1, 0)
+    session.end(*ENDED_ABNORMALLY)
+    assert gauges(session) == (0, 0)
+
+
+ENDS: list[Callable[[Recorder], None]] = [
+    lambda session: session.end(1000, "bye", causes.CLIENT),
+    lambda session: session.end(*ENDED_ABNORMALLY),
+    lambda session: session.close(1008, "too slow"),
+    lambda session: session.replace(),
+    lambda session: session.give_up(),
+    lambda session: session.drain(1001, "going away"),
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("writable", [True, False])
+def test_gauges_are_as_before_when_the_session_is_over(
+    end: Callable[[Recorder], None], writable: bool
+) -> None:
+    session = opened(max_queue=2)
+    session.receives(b"a", b"b", b"c")
+    session.on_writable(writable)
+    assert gauges(session) == (1, 2)
+    end(session)
+    while session.in_flight:
+        session.fails(MESSAGE)
+    session.end(*ENDED_ABNORMALLY)
+    assert gauges(session) == (0, 0)
+    assert sum(closes_of(session).values()) == session.slot[c.CONNECTIONS_CLOSED] == 1
+
+
+def test_client_that_is_drained_while_it_is_paused_is_paused_once() -> None:
+    session = opened(max_queue=1)
+    session.receives(b"a", b"b")
+    session.drain(1001, "going away")
+    assert gauges(session) == (1, 1)
+    session.is_answered(MESSAGE)
+    assert gauges(session) == (1, 0)
+    session.is_answered(MESSAGE)
+    assert session.state == CLOSING
+    assert gauges(session) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("end", "cause", "code"),
+    [
+        (lambda s: s.end(1000, "bye", causes.CLIENT), causes.CLIENT, "1000"),
+        (lambda s: s.end(4321, "bye", causes.CLIENT), causes.CLIENT, "4xxx"),
+        (lambda s: s.end(1002, "masked", causes.PROTOCOL), causes.PROTOCOL, "1002"),
+        (lambda s: s.end(*ENDED_ABNORMALLY), causes.LOST, "1006"),
+        (lambda s: s.close(3999, "x", causes.API), causes.API, "3xxx"),
+        (lambda s: s.close(1001, "x", causes.API), causes.API, "1001"),
+        (lambda s: s.close(1001, "going away"), causes.SHUTDOWN, "1001"),
+        (lambda s: s.drain(1012, "service restart"), causes.RESTART, "1012"),
+        (lambda s: s.close(1008, "too slow"), causes.TOO_SLOW, "1008"),
+        (lambda s: s.close(1011, "ping timeout"), causes.PING_TIMEOUT, "1011"),
+        (lambda s: s.replace(), causes.REPLACED, "4008"),
+        (lambda s: s.give_up(), causes.RESTART, "1012"),
+    ],
+)
+def test_end_is_counted_once_under_its_cause_and_code(
+    end: Callable[[Recorder], None], cause: str, code: str
+) -> None:
+    session = opened()
+    for _ in range(2):
+        end(session)
+        session.end(*ENDED_ABNORMALLY)
+        assert closes_of(session) == {cause: 1}
+        assert session.slot[c.CLOSES[cause, code]] == 1
+        assert session.causes == [cause]
+
+
+@pytest.mark.parametrize("make", NOT_OPEN)
+def test_what_was_never_open_does_not_end_in_the_metrics(make: Callable[..., Recorder]) -> None:
+    session = make()
+    before = closes_of(session)
+    session.end(*ENDED_ABNORMALLY)
+    session.close(1001, "going away")
+    assert closes_of(session) == before
+
+
+def test_client_that_left_while_it_was_claimed_counts_as_lost() -> None:
+    session = claiming()
+    session.end(*ENDED_ABNORMALLY)
+    session.on_claimed()
+    assert closes_of(session) == {causes.LOST: 1}
+
+
+def test_counts_the_messages_to_the_client() -> None:
+    session = opened()
+    session.receives(b"a", b"b", b"c", b"d")
+    session.is_answered(MESSAGE, 200, b"answer")
+    session.is_answered(MESSAGE, 200, b"\xff", "text/plain")
+    session.is_answered(MESSAGE, 204)
+    session.deliver(TEXT, b"push")
+    assert session.sent == session.slot[c.MESSAGES_SENT] == 2
+    session.on_writable(False)
+    assert session.deliver(TEXT, b"push") == outcomes.TOO_SLOW
+    session.end(*ENDED_ABNORMALLY)
+    session.is_answered(MESSAGE, 200, b"too late")
+    assert session.sent == 2
+
+
 # All of it in any order.
 
 
@@ -1252,6 +1406,17 @@ class Life(RuleBasedStateMachine):
         slot = self.session.slot
         assert slot[c.CONNECTIONS_OPENED] - slot[c.CONNECTIONS_CLOSED] == self.is_in(OPEN)
         assert slot[c.MESSAGES_RECEIVED] == len(self.received)
+        assert closes_of(self.session) == dict.fromkeys(
+            self.session.causes, slot[c.CONNECTIONS_CLOSED]
+        )
+        assert len(self.session.causes) == slot[c.CONNECTIONS_CLOSED] <= 1
+        assert self.session.sent == slot[c.MESSAGES_SENT] == self.session.written
+
+    @invariant()
+    def gauges_say_what_is_so(self) -> None:
+        session, slot = self.session, self.session.slot
+        assert slot[c.MESSAGES_QUEUED] == session.queued
+        assert slot[c.CLIENTS_PAUSED] == (self.is_in(OPEN) and not session.wants_messages)
 
     def teardown(self) -> None:
         """Let it end, and look back."""
@@ -1276,6 +1441,7 @@ class Life(RuleBasedStateMachine):
         else:
             assert self.reports == (self.accepted and not self.replaced_before_report)
         assert len(session.posts) == len(self.received)
+        assert session.slot[c.MESSAGES_QUEUED] == session.slot[c.CLIENTS_PAUSED] == 0
 
 
 Life.TestCase.settings = settings(deadline=None, max_examples=120, stateful_step_count=30)

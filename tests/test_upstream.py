@@ -640,3 +640,115 @@ async def test_fault_of_one_owner_does_not_keep_others_from_their_outcome() -> N
         for each in (first, second, third):
             await each.fails(ApiUnreachable)
     assert len(complaints) == 2
+
+
+# How long it takes.
+
+LATENCIES = {
+    CONNECT: c.CONNECT_LATENCY,
+    MESSAGE: c.MESSAGE_LATENCY,
+    DISCONNECT: c.DISCONNECT_LATENCY,
+}
+
+
+def observed(gw: Gateway) -> list[int]:
+    """Count the answers whose time was taken, of connects, messages and disconnects."""
+    histograms = LATENCIES.values()
+    return [sum(gw.slot[each.first : each.sum_index]) for each in histograms]
+
+
+class Stopwatch:
+    """Be the precise clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ns = 10**15
+        for module in ("upstream", "api_connection"):
+            monkeypatch.setattr(f"ws2api.gateway.{module}.monotonic_ns", lambda: self.now_ns)
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [(CONNECT, 200), (CONNECT, 404), (MESSAGE, 200), (MESSAGE, 404), (DISCONNECT, 200)],
+)
+@in_loop
+async def test_time_of_an_answer_is_taken_by_event(
+    event: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch(monkeypatch)
+    async with gateway() as gw:
+        watch.advance(5)
+        sent = gw.submits(event, "a")
+        request = await gw.api.next()
+        watch.advance(0.004)
+        request.answers(status)
+        await sent.is_answered(status)
+        assert observed(gw) == [each == event for each in LATENCIES]
+        assert gw.slot[LATENCIES[event].sum_index] == 4_000
+
+
+@in_loop
+async def test_time_in_line_is_not_the_time_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch)
+    async with gateway(api_max_connections=1) as gw:
+        first, second = gw.posts("first"), gw.posts("second")
+        for sent in (first, second):
+            request = await gw.api.next()
+            watch.advance(1)
+            request.answers()
+            await sent.is_answered()
+        assert observed(gw) == [0, 2, 0]
+        assert gw.slot[c.MESSAGE_LATENCY.sum_index] == 2_000_000
+
+
+@in_loop
+async def test_each_answer_counts_also_that_of_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch)
+    async with gateway() as gw:
+        sent = gw.posts()
+        watch.advance(100)
+        (await gw.api.next()).answers(503)
+        await gw.settles()
+        second = await gw.tries_again()
+        watch.advance(0.002)
+        second.answers()
+        await sent.is_answered()
+        assert observed(gw) == [0, 2, 0]
+        # The second is timed from its own start.
+        assert gw.slot[c.MESSAGE_LATENCY.sum_index] < 100_003_000
+
+
+@pytest.mark.parametrize("event", [CONNECT, MESSAGE])
+@in_loop
+async def test_request_without_an_answer_counts_with_its_timeout(
+    event: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch(monkeypatch)
+    async with gateway() as gw:
+        sent = gw.submits(event, "a")
+        await gw.api.next()
+        watch.advance(API_TIMEOUT_S)
+        gw.advance(API_TIMEOUT_S + 3 * TICK_S)
+        await sent.fails(ApiTimeout)
+        assert observed(gw) == [each == event for each in LATENCIES]
+        assert gw.slot[LATENCIES[event].sum_index] == API_TIMEOUT_S * 1e6
+
+
+@in_loop
+async def test_request_that_was_never_sent_has_no_time() -> None:
+    async with gateway(listens=False) as gw:
+        sent = gw.posts()
+        gw.advance(API_TIMEOUT_S + 1)
+        assert await sent.failure() in (ApiUnreachable, ApiTimeout)
+        assert observed(gw) == [0, 0, 0]
+
+
+@in_loop
+async def test_answer_that_cannot_be_used_has_no_time() -> None:
+    async with gateway() as gw:
+        sent = gw.posts()
+        (await gw.api.next()).sends(b"no HTTP\r\n\r\n")
+        await sent.fails(ApiReplyInvalid)
+        assert observed(gw) == [0, 0, 0]

@@ -1,7 +1,8 @@
 """Any order of events that can happen to a session raises nothing and keeps its promises.
 
 At most `max_in_flight` messages are under way, at most `max_queue` wait, they are numbered without
-a gap, and the end is reported once and last. Each byte is an event; the first two are the limits.
+a gap, and the end is reported once and last. The gauges say what is so at any time, and nothing is
+left of them in the end. Each byte is an event; the first two are the limits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Final
 
 from ws2api.gateway import causes, outcomes
-from ws2api.gateway.counters import METRICS
+from ws2api.gateway import counters as c
 from ws2api.gateway.errors import ApiDisconnected
 from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from ws2api.gateway.frames import TEXT
@@ -48,7 +49,7 @@ class Life(Session):
     """Carry the actions out at once, or leave them to later events."""
 
     def __init__(self, max_in_flight: int, max_queue: int) -> None:
-        slot = memoryview(bytearray(8 * len(METRICS))).cast("q")
+        self.slot = slot = memoryview(bytearray(8 * c.SLOT_LENGTH)).cast("q")
         super().__init__(
             SimpleNamespace(slot=slot, max_in_flight=max_in_flight, max_queue=max_queue)
         )
@@ -102,6 +103,9 @@ class Life(Session):
     def _leave(self, cause: str) -> None:
         assert self.state == CLOSING
         assert cause in causes.CODES
+
+    def _complain(self, exchange: Exchange, cause: str, error: str) -> None:
+        assert cause in causes.OF_REQUESTS
 
     def _release(self) -> None:
         assert not self.is_releasing
@@ -196,6 +200,13 @@ class Life(Session):
             assert self._reading, "nobody reads on"
         if self.is_owed:
             assert self._released
+        is_paused = self.state == OPEN and not self._reading
+        assert self.slot[c.CLIENTS_PAUSED] == is_paused
+        assert self.slot[c.MESSAGES_QUEUED] == self.queued
+        closed = self.slot[c.CONNECTIONS_CLOSED]
+        assert closed == (self.state > OPEN and self.slot[c.CONNECTIONS_OPENED])
+        assert sum(self.slot[index] for index in c.CLOSES.values()) == closed
+        assert self.sent == self.slot[c.MESSAGES_SENT]
 
     def finish(self) -> None:
         """Let it end; it owes nothing then."""
@@ -212,6 +223,7 @@ class Life(Session):
         self.api_hears("answered")
         assert self.state == CLOSED
         assert self.posted == self.received == self.answered
+        assert self.slot[c.CLIENTS_PAUSED] == self.slot[c.MESSAGES_QUEUED] == 0
 
 
 _EVENTS: Final[dict[int, Callable[[Life], None]]] = {
