@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from . import causes
 from . import counters as c
 from .recent import CloseRecord, ErrorRecord, Ring
 from .sweeper import Sweeper
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 _COMPLAINTS_AT_ONCE: Final = 5
 _COMPLAINT_S: Final = 1.0
-"""Within this time no more than so many complaints are logged."""
+"""Within this time no more than so many complaints of one cause are logged."""
+_HINT: Final = "hint"
 
 _log = structlog.get_logger()
 
@@ -35,18 +37,14 @@ class Journal:
         self, slot: memoryview, sweeper: Sweeper, closes: Ring, errors: Ring, logs_connections: bool
     ) -> None:
         self._slot = slot
-        self._sweeper = sweeper
         self._closes = closes
         self._errors = errors
         self.logs_connections = logs_connections
         # Where clients come from, of those whose start was logged: a socket that has ended does
         # not tell any more.
         self._remotes: dict[Session, str] = {}
-        # Complaints since the given time.
-        self._complaints = 0
-        self._complaints_since = 0.0
-        # Whether the wheel will ask how many were left out.
-        self._will_tell = False
+        # Each cause has its own, so that none hides behind another.
+        self._limiters = {cause: _Limiter(cause, sweeper) for cause in (*causes.OF_REQUESTS, _HINT)}
 
     def opened(self, client: Session, remote: str) -> None:
         """Note that a client is connected.
@@ -106,7 +104,7 @@ class Journal:
             cause: one of the causes module.
         """
         self._slot[c.ERRORS[cause]] += 1
-        if self._may_complain():
+        if self._limiters[cause].lets_through():
             client = client_id.decode("ascii")
             record = ErrorRecord(time.time(), cause, client, f"{text}: {error}")
             self._errors.append(record.encode())
@@ -114,17 +112,30 @@ class Journal:
 
     def hint(self, text: str, client_id: bytes) -> None:
         """Log what is in order for the gateway, but hardly what was meant; as seldom."""
-        if self._may_complain():
+        if self._limiters[_HINT].lets_through():
             _log.warning(text, client=client_id.decode("ascii"))
 
-    def _may_complain(self) -> bool:
-        """Tell whether one more line fits into this second."""
+
+class _Limiter:
+    """Let a few complaints through within a time, and tell how many others there were."""
+
+    def __init__(self, cause: str, sweeper: Sweeper) -> None:
+        self._cause = cause
+        self._sweeper = sweeper
+        # Complaints since the given time.
+        self._count = 0
+        self._since = 0.0
+        # Whether the wheel will ask how many were left out.
+        self._will_tell = False
+
+    def lets_through(self) -> bool:
+        """Count a complaint; tell whether it may be logged."""
         now = self._sweeper.now
-        if now - self._complaints_since >= _COMPLAINT_S:
-            self._tell_what_was_left_out()
-            self._complaints_since = now
-        self._complaints += 1
-        if self._complaints <= _COMPLAINTS_AT_ONCE:
+        if now - self._since >= _COMPLAINT_S:
+            self._tell()
+            self._since = now
+        self._count += 1
+        if self._count <= _COMPLAINTS_AT_ONCE:
             return True
         if not self._will_tell:
             self._will_tell = True
@@ -132,15 +143,15 @@ class Journal:
         return False
 
     def on_tick(self, now: float) -> float:
-        """Tell how many lines were left out, although no other follows."""
-        left_s = self._complaints_since + _COMPLAINT_S - now
+        """Tell how many were left out, although no other follows."""
+        left_s = self._since + _COMPLAINT_S - now
         if left_s > 0:
             return left_s
         self._will_tell = False
-        self._tell_what_was_left_out()
+        self._tell()
         return 0.0
 
-    def _tell_what_was_left_out(self) -> None:
-        left_out, self._complaints = self._complaints - _COMPLAINTS_AT_ONCE, 0
+    def _tell(self) -> None:
+        left_out, self._count = self._count - _COMPLAINTS_AT_ONCE, 0
         if left_out > 0:
-            _log.warning("similar lines were left out", count=left_out)
+            _log.warning("similar lines were left out", cause=self._cause, count=left_out)

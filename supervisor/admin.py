@@ -77,7 +77,8 @@ async def _serve(
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, on_stop_signal)
-    loop.add_signal_handler(signal.SIGUSR1, _log_more, loop)
+    verbosity = _Verbosity(loop)
+    loop.add_signal_handler(signal.SIGUSR1, verbosity.rise)
     port = AdminPort(shared, settings, redis_url, push_address, started_s)
     runner = web.AppRunner(port.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
@@ -99,7 +100,19 @@ def list_living(counters: c.Counters, instance: str) -> set[str]:
     return {f"{instance}-{worker}-{fork - 1}" for worker, fork in banks if fork > 0}
 
 
-def _log_more(loop: asyncio.AbstractEventLoop) -> None:
-    """Log debug lines for a while."""
-    logs.raise_level()
-    loop.call_later(logs.RAISED_S, logs.restore_level)
+class _Verbosity:
+    """Log debug lines for a while after SIGUSR1, also when that came before the fork."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._restoring: asyncio.TimerHandle | None = None
+        left_s = logs.raised_left_s()
+        if left_s is not None:
+            self._restoring = loop.call_later(left_s, logs.restore_level)
+
+    def rise(self) -> None:
+        """Begin anew."""
+        if self._restoring is not None:
+            self._restoring.cancel()
+        logs.raise_level()
+        self._restoring = self._loop.call_later(logs.RAISED_S, logs.restore_level)

@@ -26,7 +26,7 @@ class Noted:
 
     def __init__(self, *, logs_connections: bool = True) -> None:
         self.clock = Clock()
-        sweeper = Sweeper(cast(Any, self.clock))
+        self.sweeper = sweeper = Sweeper(cast(Any, self.clock))
         sweeper.start()
         self.slot = Counters(1).bank(0, 0)
         self._recent = Recent(1, 1)
@@ -229,8 +229,7 @@ def test_wheel_holds_one_place_however_long_an_outage_lasts(lines: list[Any]) ->
     noted = Noted()
 
     def places() -> int:
-        ring = noted.journal._sweeper._ring
-        return sum(timed is noted.journal for bucket in ring for timed in bucket)
+        return sum(map(len, noted.sweeper._ring))
 
     for _ in range(200):
         noted.complains(10)
@@ -250,6 +249,23 @@ def test_long_outage_is_told_in_a_few_lines_a_second(lines: list[Any]) -> None:
     assert len(lines) - len(told) <= 11 * AT_ONCE
     assert len(told) <= 11
     assert sum(told) + len(lines) - len(told) == 1000 == noted.slot[c.ERRORS[causes.TIMEOUT]]
+
+
+def test_no_cause_hides_another(lines: list[Any]) -> None:
+    noted = Noted()
+    noted.complains(1000, causes.TIMEOUT)
+    noted.complains(1, causes.INVALID_REPLY)
+    noted.complains(AT_ONCE + 3, causes.STATUS)
+    noted.clock.advance(3.0)
+    logged = [line["cause"] for line in lines if "count" not in line]
+    assert logged == [
+        *[causes.TIMEOUT] * AT_ONCE,
+        causes.INVALID_REPLY,
+        *[causes.STATUS] * AT_ONCE,
+    ]
+    assert [record.cause for record in noted.errors].count(causes.INVALID_REPLY) == 1
+    left_out = {line["cause"]: line["count"] for line in lines if "count" in line}
+    assert left_out == {causes.TIMEOUT: 1000 - AT_ONCE, causes.STATUS: 3}
 
 
 def test_error_that_is_too_long_is_kept_as_far_as_it_fits(lines: list[Any]) -> None:

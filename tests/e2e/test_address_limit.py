@@ -212,11 +212,13 @@ def test_killed_worker_leaves_its_places_to_others(visitors: Visitors, source: s
     by_worker = over_all_workers(visitors, source)
     visitors.assert_full(source)
     victim, lost = next(iter(by_worker.items()))
+    lost_before = visitors.gateway.count("closes", cause="worker_lost")
     os.kill(victim.pid, signal.SIGKILL)
     until(lambda: not victim.is_alive)
     for _ in lost:
         visitors.await_place(source)
     visitors.assert_full(source)
+    assert visitors.gateway.count("closes", cause="worker_lost") >= lost_before + len(lost)
     for worker, clients in by_worker.items():
         if worker != victim:
             for client in clients:

@@ -310,9 +310,9 @@ def test_connections_have_no_lines_at_the_usual_level(
     quiet: GatewayProcess, logging_api: FakeApi, client_id: str
 ) -> None:
     before = len(read_lines(quiet))
-    for _ in range(3):
-        quiet.connect(client_id).close()
-    logging_api.wait_for(client_id, "DELETE", count=3)
+    for number in range(3):
+        quiet.connect(f"{client_id}-{number}").close()
+        logging_api.wait_for(f"{client_id}-{number}", "DELETE")
     assert read_lines(quiet, before) == []
 
 
