@@ -24,11 +24,20 @@ KINDS: Final = {"cpu": CPU, "memory": MEMORY}
 
 _FRAMES: Final = 8
 """Frames that are kept of each allocation's stack."""
+_MOST_TRACE_BYTES: Final = 64 << 20
+"""Of notes on memory, at run time: with more, writing them would hold up the clients for long."""
 
 _log = structlog.get_logger()
 
 
 class _Profile(Protocol):
+    @property
+    def is_full(self) -> bool:
+        """Whether there should not be more of it."""
+
+    def stop(self) -> None:
+        """Stop, and forget it."""
+
     def write(self, path: Path) -> None:
         """Stop, and write the file."""
 
@@ -36,13 +45,19 @@ class _Profile(Protocol):
 class CpuProfile:
     """Time every function, from now on."""
 
+    is_full = False  # it grows with the code, not with the traffic
+
     def __init__(self) -> None:
         self._profile = cProfile.Profile()
         self._profile.enable()
 
+    def stop(self) -> None:
+        """Stop, and forget it."""
+        self._profile.disable()
+
     def write(self, path: Path) -> None:
         """Stop, and write what `python -m pstats` reads."""
-        self._profile.disable()
+        self.stop()
         self._profile.dump_stats(path)
 
 
@@ -52,10 +67,19 @@ class MemoryProfile:
     def __init__(self) -> None:
         tracemalloc.start(_FRAMES)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there should not be more of it."""
+        return tracemalloc.get_tracemalloc_memory() >= _MOST_TRACE_BYTES
+
+    def stop(self) -> None:
+        """Stop, and forget it."""
+        tracemalloc.stop()
+
     def write(self, path: Path) -> None:
         """Write what `tracemalloc.Snapshot.load` reads, and stop."""
         snapshot = tracemalloc.take_snapshot()
-        tracemalloc.stop()
+        self.stop()
         snapshot.dump(str(path))
 
 
@@ -96,17 +120,21 @@ class Profiler:
         self._ends_at = 0.0
 
     def on_tick(self, now: float) -> None:
-        """Begin what was asked for; end what has taken its time."""
+        """Begin what was asked for; end what has taken its time, or what nobody waits for."""
         number = self._slot[c.PROFILE_WANTED]
-        if self._profile is not None:
-            if now >= self._ends_at or number != self._number:
-                self._end()
-        elif number != self._number:
-            self._begin(number, now)
+        if self._profile is None:
+            if number != self._number:
+                self._begin(number, now)
+        elif number != self._number or not self._slot[c.PROFILE_MS]:
+            self._profile.stop()
+            self._profile = None
+            _log.info("profile called off")
+        elif now >= self._ends_at or self._profile.is_full:
+            self._end()
 
     def _begin(self, number: int, now: float) -> None:
         self._number = number
-        if not number:
+        if not self._slot[c.PROFILE_MS]:
             return
         self._ends_at = now + self._slot[c.PROFILE_MS] / 1000
         self._profile = CpuProfile() if self._slot[c.PROFILE_KIND] == CPU else MemoryProfile()
@@ -123,13 +151,26 @@ def file_of(folder: Path, pid: int, number: int) -> Path:
     return folder / f"{pid}-{number}"
 
 
+def remove(path: Path) -> None:
+    """Remove the file of a profile that was asked for, and what there is of it so far."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        _part_of(path).unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
 def _write(profile: _Profile, path: Path) -> None:
     """Write a profile in one step for whoever waits for the file."""
-    part = path.with_name(f"{path.name}.part")
+    part = _part_of(path)
     try:
         profile.write(part)
         os.replace(part, path)
     except OSError as error:
         _log.error("profile not written", path=str(path), reason=error.strerror)
+        with contextlib.suppress(OSError):  # of a full disk
+            part.unlink(missing_ok=True)
     else:
         _log.info("profile written", path=str(path))

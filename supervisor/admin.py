@@ -90,6 +90,7 @@ async def _serve(
         access_log=None,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         keepalive_timeout=KEEPALIVE_S,
+        handler_cancellation=True,  # nobody waits for the profile that he asked for
     )
     await runner.setup()
     assert runner.server is not None

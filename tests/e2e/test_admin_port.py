@@ -493,6 +493,26 @@ def test_one_profile_of_a_worker_at_a_time(gateway: GatewayProcess, admin: PushC
     assert first.receive().status == 200
 
 
+def test_stops_a_profile_when_nobody_waits_for_it(
+    start_gateway: StartGateway, api: FakeApi
+) -> None:
+    """Whether it is the operator who goes away, or the admin process that is replaced."""
+    gateway = start_gateway(api=api.url, workers=2, admin_token=TOKEN)
+
+    def profile(worker: int, kind: str) -> PushClient:
+        asking = gateway.push_client(gateway.admin_address, token=TOKEN)
+        asking.send("POST", f"/workers/{worker}/profile?seconds=300&kind={kind}")
+        until(lambda: f"kind={kind.title()}Profile worker={worker}" in gateway.stderr)
+        return asking
+
+    profile(0, "cpu").close()
+    until(lambda: "profile called off" in gateway.stderr)
+    profile(1, "memory")
+    os.kill(gateway.find_admin().pid, signal.SIGKILL)
+    until(lambda: gateway.stderr.count("profile called off") == 2)
+    assert not [file for file in gateway.runtime_files if "profiles-" in file.parent.name]
+
+
 # What is away.
 
 
