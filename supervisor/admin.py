@@ -80,7 +80,7 @@ async def _serve(
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, on_stop_signal)
-    loop.add_signal_handler(signal.SIGUSR1, _log_more, loop)
+    loop.add_signal_handler(signal.SIGUSR1, _Verbosity(loop, settings.log_level).raise_level)
     logging.getLogger("aiohttp.server").addFilter(_is_own_fault)
     port, limit = AdminPort(shared, settings, redis_url, push_address, started_s), ConnectionLimit()
     application = port.application()
@@ -119,7 +119,25 @@ def list_living(counters: c.Counters, instance: str) -> set[str]:
     return {f"{instance}-{worker}-{fork - 1}" for worker, fork in banks if fork > 0}
 
 
-def _log_more(loop: asyncio.AbstractEventLoop) -> None:
-    """Log debug lines for a while."""
-    logs.raise_level()
-    loop.call_later(logs.RAISED_S, logs.restore_level)
+class _Verbosity:
+    """Log debug lines for a while, when told to.
+
+    Args:
+        level: that of the options.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, level: logs.Level) -> None:
+        self._loop = loop
+        self._calm: asyncio.TimerHandle | None = None
+        if logs.is_written("debug") and level != "debug":
+            self._calm_later()  # forked while the supervisor does so, and the level with it
+
+    def raise_level(self) -> None:
+        """Begin, or begin again."""
+        logs.raise_level()
+        self._calm_later()
+
+    def _calm_later(self) -> None:
+        if self._calm is not None:
+            self._calm.cancel()
+        self._calm = self._loop.call_later(logs.RAISED_S, logs.restore_level)

@@ -15,12 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import structlog
 from aiohttp.test_utils import TestClient, TestServer
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S
 from redis import Redis
 from ws2api.gateway import counters as c
-from ws2api.gateway import disconnects
+from ws2api.gateway import disconnects, logs
 from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Address, load
@@ -314,6 +315,45 @@ def test_lists_the_workers_that_live() -> None:
     counters.bank(2, 0)[c.FORK] = 5
     counters.bank(2, 1)[c.FORK] = 4
     assert admin.list_living(counters, "4711") == {"4711-0-0", "4711-2-4", "4711-2-3"}
+
+
+@pytest.fixture
+def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let more be logged for a moment only, and leave the configuration as it was."""
+    former = structlog.get_config()
+    monkeypatch.setattr(logs, "RAISED_S", 0.2)
+    yield
+    logs.restore_level()
+    structlog.configure(**former)
+
+
+@pytest.mark.usefixtures("levels")
+def test_logs_less_again_when_it_was_born_logging_more() -> None:
+    async def run() -> None:
+        logs.raise_level()  # the supervisor, before the fork
+        admin._Verbosity(asyncio.get_running_loop(), "info")
+        async with asyncio.timeout(DEADLINE_S):
+            while logs.is_written("debug"):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("levels")
+def test_logs_more_for_the_whole_time_after_the_last_signal() -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        verbosity = admin._Verbosity(loop, "info")
+        verbosity.raise_level()
+        first = verbosity._calm
+        verbosity.raise_level()
+        assert first is not None
+        assert first.cancelled()
+        async with asyncio.timeout(DEADLINE_S):
+            while logs.is_written("debug"):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
 
 
 class TestProcess:
