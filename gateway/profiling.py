@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import cProfile
 import os
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,9 @@ def whole_life(cpu: Path | None, memory: Path | None, worker: int) -> Iterator[N
 class Profiler:
     """Make the profiles that the admin process asks for through the worker's counters.
 
+    PROFILE_WANTED is the number of the one it wants, PROFILE_MS for how long. Either side sets that
+    to 0: the admin process when nobody waits any more, the worker when it cannot do it.
+
     Args:
         slot: the worker's counters.
         folder: where the files go; the admin process picks them up by `file_of`.
@@ -134,16 +138,30 @@ class Profiler:
 
     def _begin(self, number: int, now: float) -> None:
         self._number = number
-        if not self._slot[c.PROFILE_MS]:
+        slot = self._slot
+        if not slot[c.PROFILE_MS]:
             return
-        self._ends_at = now + self._slot[c.PROFILE_MS] / 1000
-        self._profile = CpuProfile() if self._slot[c.PROFILE_KIND] == CPU else MemoryProfile()
+        if _is_under_way(slot[c.PROFILE_KIND]):  # an option's, which this one would end
+            _log.error("profile not made, there is one from start to end")
+            slot[c.PROFILE_MS] = 0  # tells the admin process
+            return
+        self._ends_at = now + slot[c.PROFILE_MS] / 1000
+        self._profile = CpuProfile() if slot[c.PROFILE_KIND] == CPU else MemoryProfile()
         _log.info("profiling", kind=type(self._profile).__name__)
 
     def _end(self) -> None:
         profile, self._profile = self._profile, None
         assert profile is not None
-        _write(profile, file_of(self._folder, self._slot[c.PID], self._number))
+        if not _write(profile, file_of(self._folder, self._slot[c.PID], self._number)):
+            self._slot[c.PROFILE_MS] = 0
+
+
+def _is_under_way(kind: int) -> bool:
+    if kind == MEMORY:
+        return tracemalloc.is_tracing()
+    monitoring = getattr(sys, "monitoring", None)  # what cProfile uses from Python 3.12 on
+    is_monitored = monitoring and monitoring.get_tool(monitoring.PROFILER_ID) is not None
+    return bool(is_monitored) or sys.getprofile() is not None
 
 
 def file_of(folder: Path, pid: int, number: int) -> Path:
@@ -162,8 +180,8 @@ def _part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def _write(profile: _Profile, path: Path) -> None:
-    """Write a profile in one step for whoever waits for the file."""
+def _write(profile: _Profile, path: Path) -> bool:
+    """Write a profile in one step for whoever waits for the file; tell whether that was done."""
     part = _part_of(path)
     try:
         profile.write(part)
@@ -172,5 +190,6 @@ def _write(profile: _Profile, path: Path) -> None:
         _log.error("profile not written", path=str(path), reason=error.strerror)
         with contextlib.suppress(OSError):  # of a full disk
             part.unlink(missing_ok=True)
-    else:
-        _log.info("profile written", path=str(path))
+        return False
+    _log.info("profile written", path=str(path))
+    return True

@@ -104,9 +104,13 @@ class Operations:
         try:
             async with asyncio.timeout(seconds + _WRITE_S):
                 while not path.exists():
-                    # In this order: it may have written the file and ended in between.
-                    if slot[c.PID] != pid and not path.exists():
+                    has_ended, has_failed = slot[c.PID] != pid, not slot[c.PROFILE_MS]
+                    if path.exists():  # written in between
+                        break
+                    if has_ended:
                         raise RequestError(503, "it has ended meanwhile")
+                    if has_failed:
+                        raise RequestError(503, "it could not do it; the gateway's log says why")
                     await asyncio.sleep(_POLL_S)
                 return await asyncio.to_thread(path.read_bytes)
         except TimeoutError:

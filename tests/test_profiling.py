@@ -126,7 +126,21 @@ class TestWorker:
         shared.profiles.rmdir()
         profiler.on_tick(9.0)
         assert not is_running(kind)
+        assert slot[c.PROFILE_MS] == 0
         shared.profiles.mkdir()
+
+    def test_does_not_end_the_one_of_an_option(
+        self, tmp_path: Path, slot: memoryview, profiler: Profiler, kind: int
+    ) -> None:
+        path = tmp_path / "profile"
+        options = (path, None) if kind == profiling.CPU else (None, path)
+        with profiling.whole_life(*options, worker=0):
+            want(slot, kind)
+            profiler.on_tick(1.0)
+            assert slot[c.PROFILE_MS] == 0
+            profiler.on_tick(9.0)
+            assert is_running(kind)
+        assert [each.name for each in tmp_path.iterdir()] == ["profile.0"]
 
 
 def test_notes_on_memory_are_bounded(
@@ -156,6 +170,17 @@ class TestAdmin:
             assert shared.counters.bank(0, 0)[c.PROFILE_MS] == 300_000
             shared.counters.settle(0, 0)
             with pytest.raises(RequestError, match="it has ended meanwhile"):
+                await asyncio.wait_for(task, DEADLINE_S)
+
+        asyncio.run(run())
+
+    def test_tells_that_the_worker_could_not(self, shared: SharedState, slot: memoryview) -> None:
+        async def run() -> None:
+            operations = Operations(shared, load([]))
+            task = asyncio.create_task(operations.profile(0, "cpu", 300))
+            await asyncio.sleep(0)
+            slot[c.PROFILE_MS] = 0
+            with pytest.raises(RequestError, match="log says why"):
                 await asyncio.wait_for(task, DEADLINE_S)
 
         asyncio.run(run())
