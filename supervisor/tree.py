@@ -270,7 +270,7 @@ class Tree:
             _log.error("replacing stopped, the old workers stay", reason=self._roll.failure)
             self._parts.notifier.ready(f"replacing stopped: {self._roll.failure}")
         else:
-            _log.info("all workers are replaced")
+            _log.info("all workers are replaced" if self._is_reload else "replaced on request")
             self._parts.notifier.ready(f"{self._describe()}, the old ones drain")
 
     # Forking.
