@@ -41,7 +41,7 @@ from .journal import Journal
 from .lease import Lease
 from .outbox import Outbox
 from .probe import Probe
-from .profiling import CPU, MEMORY, Profiler, whole_life
+from .profiling import Profiler, whole_life
 from .push import PushConnection, PushHub
 from .recent import Recent
 from .redis_link import RedisLink
@@ -132,7 +132,7 @@ class Worker:
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
         self._sweeper = Sweeper(loop)
-        self._profiler = Profiler(slot, assignment.profiles, _profiled_anyhow(settings))
+        self._profiler = Profiler(slot, assignment.profiles)
         self._worst_lag_us = 0
         self._worst_since = 0.0
         # Ends the time in which more is logged.
@@ -472,12 +472,6 @@ def _most_clients(settings: Settings) -> int:
         return sys.maxsize
     to_api = min(settings.api_max_connections // settings.workers + 1, files // 4)
     return files - to_api - min(_OTHER_FILES, files // 4)
-
-
-def _profiled_anyhow(settings: Settings) -> list[int]:
-    """List what the options have profiled from start to end."""
-    options = {CPU: settings.cpuprofile, MEMORY: settings.memprofile}
-    return [kind for kind, path in options.items() if path is not None]
 
 
 def _ignore() -> None:

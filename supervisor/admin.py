@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from typing import Final
@@ -10,11 +11,13 @@ from typing import Final
 import structlog
 import uvloop
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from ws2api.gateway import counters as c
 from ws2api.gateway import logs
 from ws2api.gateway.settings import Address, Settings
 
 from .admin_port import AdminPort
+from .connection_limit import KEEPALIVE_S, ConnectionLimit
 from .errors import EXIT_OK, EXIT_UNCLEAN
 from .listeners import BACKLOG
 from .reaper import Reaper
@@ -77,17 +80,33 @@ async def _serve(
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, on_stop_signal)
-    verbosity = _Verbosity(loop)
-    loop.add_signal_handler(signal.SIGUSR1, verbosity.rise)
-    port = AdminPort(shared, settings, redis_url, push_address, started_s)
-    runner = web.AppRunner(port.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    loop.add_signal_handler(signal.SIGUSR1, _Verbosity(loop).rise)
+    logging.getLogger("aiohttp.server").addFilter(_is_own_fault)
+    port, limit = AdminPort(shared, settings, redis_url, push_address, started_s), ConnectionLimit()
+    application = port.application()
+    application.middlewares.append(limit.middleware)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        keepalive_timeout=KEEPALIVE_S,
+        handler_cancellation=True,  # nobody waits for the profile that he asked for
+    )
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    assert runner.server is not None
+    server = await limit.listen(runner.server, listener, BACKLOG)
     reaper.start()
     await stop.wait()
     left = await reaper.stop()
+    server.close()
     await runner.cleanup()
     return left
+
+
+def _is_own_fault(record: logging.LogRecord) -> bool:
+    """Leave out of the log what is no request: anybody may send it, and a token may be in it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
 
 
 def list_living(counters: c.Counters, instance: str) -> set[str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -25,7 +26,7 @@ from ws2api.gateway.settings import Address, Settings
 from . import dashboard
 from .clients import MOST_PER_PAGE, Clients
 from .errors import RequestError
-from .exposition import create_registry, render
+from .exposition import Exposition
 from .health import REDIS_TIMEOUT_S, Health
 from .operations import Operations
 from .shared_state import SharedState
@@ -65,7 +66,7 @@ class AdminPort:
         self._shared = shared
         token = settings.admin_token
         self._token = token.get_secret_value().encode() if token else None
-        self._registry = create_registry(shared.counters, started_s)
+        self._exposition = Exposition(shared.counters, started_s)
         # One retry at once: the pooled connection may be one that Redis closed by restarting.
         self._redis = Redis.from_url(
             redis_url,
@@ -80,7 +81,7 @@ class AdminPort:
         self._page, self._policy = dashboard.load()
         # What /events sends to all its viewers, and when it was made.
         self._event = b""
-        self._event_at = 0.0
+        self._event_at = -math.inf
         self._streams = 0
 
     def application(self) -> web.Application:
@@ -92,7 +93,8 @@ class AdminPort:
         router.add_get("/readyz", self._readyz)
         router.add_get("/status", self._status)
         router.add_get("/metrics", self._metrics)
-        router.add_get("/events", self._events)
+        # Not HEAD, whose answer would have no end either.
+        router.add_get("/events", self._events, allow_head=False)
         for method, path, handler in (
             ("GET", "/errors", self._errors),
             ("GET", "/clients", self._list_clients),
@@ -139,7 +141,7 @@ class AdminPort:
         return web.json_response(await self._status_of.describe())
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = render(self._registry, request.headers.get("Accept", ""))
+        body, content_type = await self._exposition.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
@@ -151,23 +153,26 @@ class AdminPort:
         )
         self._streams += 1
         try:
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(ConnectionError):
                 await stream.prepare(request)
                 while True:
                     async with asyncio.timeout(_STREAM_TIMEOUT_S):
                         await stream.write(await self._current_event())
                     await asyncio.sleep(_EVERY_S)
+        except TimeoutError:
+            # Cut off: an orderly end would wait for all that was sent to be read.
+            if request.transport is not None:
+                request.transport.abort()
         finally:
             self._streams -= 1
         return stream
 
     async def _current_event(self) -> bytes:
         """Return what all viewers of this second get."""
-        now = time.monotonic()
-        if now - self._event_at >= _EVERY_S / 2:
-            self._event_at = now
+        if time.monotonic() - self._event_at >= _EVERY_S / 2:
             text = json.dumps(await self._status_of.describe())
             self._event = f"event: status\ndata: {text}\n\n".encode()
+            self._event_at = time.monotonic()
         return self._event
 
     # With a token.

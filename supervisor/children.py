@@ -29,6 +29,7 @@ class Incarnation:
         is_condemned: whether it was found stuck.
         is_killed: whether it was sent SIGKILL.
         is_leaving: whether it was told to end so that a fresh one takes its place.
+        owes_verbose: whether it has yet to be told to log more for a while.
     """
 
     child: Child
@@ -43,6 +44,7 @@ class Incarnation:
     is_condemned: bool = False
     is_killed: bool = False
     is_leaving: bool = False
+    owes_verbose: bool = False
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, if it lives; a pid stays its own until it is reaped here."""

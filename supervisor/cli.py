@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -85,12 +86,30 @@ def _serve(configuration: Configuration) -> int:
     redis = _try_redis(settings)
     with (
         contextlib.closing(listeners.bind(settings)) as bound,
-        tempfile.TemporaryDirectory(prefix="ws2api-profiles-") as profiles,
+        _profiles_folder() as profiles,
     ):
         server = EmbeddedServer(find_server()) if settings.redis == "embedded" else None
         if server is not None:
             redis = f"embedded ({server.url})"
-        return Tree(_compose(configuration, bound, server, redis, Path(profiles))).run()
+        return Tree(_compose(configuration, bound, server, redis, profiles)).run()
+
+
+@contextlib.contextmanager
+def _profiles_folder() -> Iterator[Path]:
+    """Make the folder in which workers leave profiles for the admin process."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ws2api-profiles-")
+    except OSError as error:
+        raise StartError(f"no folder for temporary files: {error.strerror}") from None
+    with folder as name:
+        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # systemd-tmpfiles removes what nobody used for days, unless it is locked.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
 
 
 def _compose(

@@ -7,6 +7,7 @@ of any worker reaches it, as it does for the API.
 from __future__ import annotations
 
 import asyncio
+import re
 from bisect import bisect_left
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from .errors import RequestError
 
 MOST_PER_PAGE: Final = 1000
 _TIMEOUT_S: Final = 10.0
+# What Redis gives as a place in a hash; not str.isdigit, to which a superscript is one too.
+_CURSOR: Final = re.compile(r"[0-9]{1,20}")
 # Hashes that hardly any client is in are passed over, but not without end for one page.
 _MOST_SCANS: Final = 64
 
@@ -63,7 +66,7 @@ class Clients:
             RequestError: if the cursor is none.
         """
         at, _, position = cursor.rpartition(":")
-        if cursor and not (at and position.isdigit() and len(position) <= 20):
+        if cursor and not (at and _CURSOR.fullmatch(position)):
             raise RequestError(400, "no such cursor")
         async with asyncio.timeout(_TIMEOUT_S):
             names = await self._redis.zrange(self._prefix + LEASES, 0, -1)
@@ -125,4 +128,9 @@ class Clients:
             raise RequestError(503, f"the push port does not answer: {error}") from None
         if reply.status in (200, 404):
             return reply.status, None
+        if reply.status in (
+            401,
+            403,
+        ):  # while a reload brings another token; not our caller's fault
+            raise RequestError(503, "the push port does not accept the gateway's own --push-token")
         raise RequestError(reply.status, text)

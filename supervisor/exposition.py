@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from itertools import accumulate
 from typing import Final
@@ -23,6 +25,7 @@ from ws2api.gateway import counters as c
 from ws2api.gateway.metric import MICRO, Histogram
 
 from . import process_stats
+from .single_flight import SingleFlight
 
 PREFIX: Final = "ws2api_"
 
@@ -206,12 +209,34 @@ def create_registry(counters: c.Counters, started_s: float) -> CollectorRegistry
     return registry
 
 
-def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """Write all metrics in the format that the client prefers; return the text and its type.
+class Exposition:
+    """Write the gateway's metrics for Prometheus.
 
     Args:
-        registry: what to write.
-        accept: the request's Accept header, empty for none.
+        counters: the shared mapping.
+        started_s: Unix time at which the supervisor started.
     """
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+
+    def __init__(self, counters: c.Counters, started_s: float) -> None:
+        self._registry = create_registry(counters, started_s)
+        # By content type, of which there are a few.
+        self._flights: dict[str, SingleFlight[bytes]] = {}
+
+    async def render(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the format that the client prefers, and its type.
+
+        Args:
+            accept: the request's Accept header, empty for none.
+        """
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # what it makes of a version that is no number
+            encode, content_type = choose_encoder("")
+        flight = self._flights.get(content_type)
+        if flight is None:
+            flight = self._flights[content_type] = SingleFlight(partial(self._encode, encode))
+        return await flight.get(), content_type
+
+    async def _encode(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
+        await asyncio.sleep(0)  # for all who have asked by now
+        return encode(self._registry)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from ws2api.gateway import counters as c
 
 from .exposition import Bank, serves
+from .single_flight import SingleFlight
 
 HEARTBEAT_LIMIT_S: Final = 5.0
 """A worker whose loop has not beaten for so long is not ready."""
@@ -45,6 +46,7 @@ class Health:
         self._counters = counters
         self._redis = redis
         self._monotonic_us = monotonic_us
+        self._redis_look = SingleFlight(self._look_at_redis)
 
     async def findings(self) -> list[str]:
         """Say in a line each what keeps this gateway from being ready."""
@@ -81,6 +83,9 @@ class Health:
 
     async def redis_findings(self) -> list[str]:
         """Say in a line why Redis is not usable, within the timeout; nothing if it is."""
+        return await self._redis_look.get()
+
+    async def _look_at_redis(self) -> list[str]:
         try:
             # Around everything, because the socket's timeouts hold for one step each.
             async with asyncio.timeout(REDIS_TIMEOUT_S):

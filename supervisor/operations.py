@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from typing import Final
 
 from ws2api.gateway import counters as c
-from ws2api.gateway.profiling import KINDS, file_of
+from ws2api.gateway.profiling import KINDS, file_of, remove
 from ws2api.gateway.settings import Settings
 
 from .errors import RequestError
@@ -34,7 +33,18 @@ class Operations:
         self._counters = shared.counters
         self._settings = settings
         self._supervisor = os.getppid()
+        # Processes of which a profile is being made.
         self._profiled: set[int] = set()
+        self._call_off_profiles()
+
+    def _call_off_profiles(self) -> None:
+        """Forget what a former admin process asked for: nobody waits for it any more."""
+        counters = self._counters
+        for worker in range(counters.workers):
+            for which in range(c.BANKS):
+                bank = counters.bank(worker, which)
+                bank[c.PROFILE_MS] = 0
+                remove(file_of(self._shared.profiles, bank[c.PID], bank[c.PROFILE_WANTED]))
 
     def set_draining(self, on: bool) -> None:
         """Let /readyz say no, or what it finds."""
@@ -74,31 +84,43 @@ class Operations:
         option = {"cpu": "cpuprofile", "memory": "memprofile"}[kind]
         if getattr(self._settings, option) is not None:
             raise RequestError(409, f"it is being profiled by --{option} already")
-        if worker in self._profiled:
-            raise RequestError(409, "it is being profiled already")
-        self._profiled.add(worker)
-        try:
-            return await self._fetch_profile(worker, kind, seconds)
-        finally:
-            self._profiled.discard(worker)
-
-    async def _fetch_profile(self, worker: int, kind: str, seconds: float) -> bytes:
         slot = self._counters.current(worker)
         if slot[c.STATE] != c.STATE_SERVING:
             raise RequestError(503, "it does not serve")
+        pid = slot[c.PID]
+        if pid in self._profiled:
+            raise RequestError(409, "it is being profiled already")
+        self._profiled.add(pid)
+        try:
+            return await self._fetch_profile(slot, kind, seconds)
+        finally:
+            self._profiled.discard(pid)
+
+    async def _fetch_profile(self, slot: memoryview, kind: str, seconds: float) -> bytes:
+        pid = slot[c.PID]
         slot[c.PROFILE_KIND], slot[c.PROFILE_MS] = KINDS[kind], int(seconds * 1000)
         slot[c.PROFILE_WANTED] += 1
-        path = file_of(self._shared.profiles, slot[c.PID], slot[c.PROFILE_WANTED])
+        path = file_of(self._shared.profiles, pid, slot[c.PROFILE_WANTED])
         try:
             async with asyncio.timeout(seconds + _WRITE_S):
                 while not path.exists():
+                    has_ended, has_failed = slot[c.PID] != pid, not slot[c.PROFILE_MS]
+                    if path.exists():  # written in between
+                        break
+                    if has_ended:
+                        raise RequestError(503, "it has ended meanwhile")
+                    if has_failed:
+                        raise RequestError(503, "it could not do it; the gateway's log says why")
                     await asyncio.sleep(_POLL_S)
-            return await asyncio.to_thread(path.read_bytes)
+                return await asyncio.to_thread(path.read_bytes)
         except TimeoutError:
             raise RequestError(503, "it did not write a profile in time") from None
+        except OSError as error:
+            raise RequestError(503, f"its profile cannot be read: {error.strerror}") from None
         finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if slot[c.PID] == pid:  # else the words are another's by now
+                slot[c.PROFILE_MS] = 0  # calls off what it may still be about
+            remove(path)
 
     def _check(self, worker: int) -> None:
         if worker >= self._counters.workers:

@@ -15,6 +15,7 @@ from ws2api.gateway.metric import MICRO, Histogram
 from . import process_stats
 from .exposition import RELOADS
 from .health import Health, state_of
+from .single_flight import SingleFlight
 
 _BREAKER: Final = ("closed", "half-open", "open")
 _TOTALS: Final = {
@@ -58,11 +59,16 @@ class Status:
         self._api = api
         self._started_s = started_s
         self._version = metadata.version("ws2api")
+        self._description = SingleFlight(self._describe)
 
     async def describe(self) -> dict[str, Any]:
         """Return the whole description."""
-        counters, now_s = self._counters, time.time()
+        return await self._description.get()
+
+    async def _describe(self) -> dict[str, Any]:
         redis_findings = await self._health.redis_findings()
+        # All else is read at once, after the last of those who share the answer has asked.
+        counters, now_s = self._counters, time.time()
         is_draining = bool(counters.host[c.HOST_DRAINING])
         drained = ["draining on request"] if is_draining else []
         findings = [*drained, *self._health.worker_findings(), *redis_findings]

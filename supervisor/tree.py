@@ -133,6 +133,7 @@ class Tree:
         if self._calm_at is not None and now >= self._calm_at:
             self._calm_at = None
             logs.restore_level()
+        self._pass_on_verbose()
         for child in self._children():
             if child.due_at is not None and child.due_at <= now:
                 self._fork(child)
@@ -174,7 +175,17 @@ class Tree:
         logs.raise_level()
         self._calm_at = time.monotonic() + logs.RAISED_S
         for one in self._by_pid.values():
-            if one.child is not self._server:
+            one.owes_verbose = True
+        self._pass_on_verbose()
+
+    def _pass_on_verbose(self) -> None:
+        """Tell those who have begun to serve: who boots does not listen yet.
+
+        One that is forked meanwhile logs more from its birth, and learns by this when to stop.
+        """
+        for one in self._by_pid.values():
+            if one.owes_verbose and one.child is not self._server and self._has_served(one):
+                one.owes_verbose = False
                 one.send(VERBOSE)
 
     def _children(self) -> list[Child]:
@@ -187,6 +198,10 @@ class Tree:
     def _serves(self, one: Incarnation) -> bool:
         """Tell whether a process does its work; only workers say when they begin."""
         return one.child.slot is None or self._bank(one)[c.STATE] == c.STATE_SERVING
+
+    def _has_served(self, one: Incarnation) -> bool:
+        """Tell whether a process has come so far, also when it drains by now."""
+        return one.child.slot is None or self._bank(one)[c.STATE] >= c.STATE_SERVING
 
     def _is_served(self, worker: Child) -> bool:
         return worker.process is not None and self._serves(worker.process)
@@ -255,7 +270,7 @@ class Tree:
             _log.error("replacing stopped, the old workers stay", reason=self._roll.failure)
             self._parts.notifier.ready(f"replacing stopped: {self._roll.failure}")
         else:
-            _log.info("all workers are replaced")
+            _log.info("all workers are replaced" if self._is_reload else "replaced on request")
             self._parts.notifier.ready(f"{self._describe()}, the old ones drain")
 
     # Forking.
@@ -278,6 +293,7 @@ class Tree:
             started_at=time.monotonic(),
             stop_s=_HELPER_STOP_TIMEOUT_S if child.slot is None else settings.shutdown_timeout,
             drain_s=settings.drain_seconds,
+            owes_verbose=self._calm_at is not None,
         )
         if child.slot is not None:  # before the fork: whoever finds a trace of it finds it alive
             self._bank(one)[c.FORK] = one.number + 1
@@ -311,8 +327,7 @@ class Tree:
             return self._parts.run_worker(index, one.bank, incarnation)
         except BaseException:
             _log.critical("worker ended by an exception", exc_info=True)
-            has_served = self._bank(one)[c.STATE] >= c.STATE_SERVING
-            return process.EXIT_EXCEPTION if has_served else EXIT_BOOT_FAILED
+            return process.EXIT_EXCEPTION if self._has_served(one) else EXIT_BOOT_FAILED
 
     def _be_admin(self) -> int:
         """Run in the forked child for the admin port."""
@@ -364,7 +379,7 @@ class Tree:
         """Settle what a process leaves, and say what becomes of its child."""
         now = time.monotonic()
         child, how = gone.child, process.describe_exit(exit_code)
-        has_served = child.slot is None or self._bank(gone)[c.STATE] >= c.STATE_SERVING
+        has_served = self._has_served(gone)
         self._settle(gone)
         if self._stopping:
             self._judge_end(gone, exit_code, has_served=has_served)

@@ -15,16 +15,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import structlog
 from aiohttp.test_utils import TestClient, TestServer
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S
 from redis import Redis
 from ws2api.gateway import counters as c
-from ws2api.gateway import disconnects
+from ws2api.gateway import disconnects, logs
 from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Address, load
-from ws2api.supervisor import admin, process
+from ws2api.supervisor import admin, admin_port, process
 from ws2api.supervisor.admin_port import AdminPort
 from ws2api.supervisor.health import HEARTBEAT_LIMIT_S, PROBE_LIMIT_S
 from ws2api.supervisor.shared_state import SharedState
@@ -168,6 +169,32 @@ def test_does_not_hang_when_redis_hangs(counters: c.Counters) -> None:
     assert (status, text) == (503, "redis did not answer within 1 s\n")
 
 
+def test_a_crowd_takes_one_connection_to_redis(counters: c.Counters) -> None:
+    """Whoever can reach /readyz must not be able to use up the connections that Redis takes."""
+
+    async def ask() -> tuple[set[int], int]:
+        accepted = 0
+
+        async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal accepted
+            accepted += 1
+            await reader.read()  # all, to the end
+            writer.close()
+
+        async with await asyncio.start_server(stay_silent, "127.0.0.1", 0) as silent:
+            url = f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+            application = port(counters, url).application()
+            async with TestClient(TestServer(application)) as client:
+                replies = await asyncio.gather(
+                    *(client.get(path) for path in ["/readyz", "/status"] * 30)
+                )
+                return {reply.status for reply in replies}, accepted
+
+    statuses, accepted = asyncio.run(ask())
+    assert statuses == {200, 503}
+    assert accepted <= 2
+
+
 def test_names_everything_that_is_not_ready(counters: c.Counters, tmp_path: Path) -> None:
     counters.settle(0, 0)
     counters.settle(1, 0)
@@ -247,6 +274,29 @@ def test_status_tells_about_disconnects(counters: c.Counters, valkey: ValkeyProc
     }
 
 
+def test_cuts_off_a_viewer_that_does_not_read(
+    counters: c.Counters, valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_port, "_EVERY_S", 0.0)
+    monkeypatch.setattr(admin_port, "_STREAM_TIMEOUT_S", 0.5)
+
+    async def view() -> None:
+        application = port(counters, valkey.url).application()
+        async with TestServer(application) as server:
+            _, writer = await asyncio.open_connection(server.host, server.port, limit=1)
+            writer.write(b"GET /events HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            runner = server.runner
+            assert runner is not None
+            async with asyncio.timeout(2 * DEADLINE_S):
+                while not runner.server.connections:
+                    await asyncio.sleep(0.01)
+                while runner.server.connections:
+                    await asyncio.sleep(0.01)
+            writer.close()
+
+    asyncio.run(view())
+
+
 def test_metrics_are_prometheus_text(counters: c.Counters, valkey: ValkeyProcess) -> None:
     ((status, text, content_type),) = get(counters, valkey.url, "/metrics")
     assert status == 200
@@ -265,6 +315,45 @@ def test_lists_the_workers_that_live() -> None:
     counters.bank(2, 0)[c.FORK] = 5
     counters.bank(2, 1)[c.FORK] = 4
     assert admin.list_living(counters, "4711") == {"4711-0-0", "4711-2-4", "4711-2-3"}
+
+
+@pytest.fixture
+def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let more be logged for a moment only, and leave the configuration as it was."""
+    former = structlog.get_config()
+    monkeypatch.setattr(logs, "RAISED_S", 0.2)
+    yield
+    logs.restore_level()
+    structlog.configure(**former)
+
+
+@pytest.mark.usefixtures("levels")
+def test_logs_less_again_when_it_was_born_logging_more() -> None:
+    async def run() -> None:
+        logs.raise_level()  # the supervisor, before the fork
+        admin._Verbosity(asyncio.get_running_loop(), "info")
+        async with asyncio.timeout(DEADLINE_S):
+            while logs.is_written("debug"):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("levels")
+def test_logs_more_for_the_whole_time_after_the_last_signal() -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        verbosity = admin._Verbosity(loop, "info")
+        verbosity.raise_level()
+        first = verbosity._calm
+        verbosity.raise_level()
+        assert first is not None
+        assert first.cancelled()
+        async with asyncio.timeout(DEADLINE_S):
+            while logs.is_written("debug"):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
 
 
 class TestProcess:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import resource
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -110,6 +112,28 @@ def test_refuses_unusable_authorities(
     if content is not None:
         path.write_text(content)
     assert_refused(capsys, f"--api-ca={path}", text="api-ca: " + text.format(path))
+
+
+def test_refuses_to_run_without_temporary_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    assert cli.main([*FREE_PORTS, "--workers=1"]) == 2
+    reason = capsys.readouterr().err
+    assert reason == (
+        "ws2api-supervisor: no folder for temporary files: No such file or directory\n"
+    )
+
+
+def test_profiles_are_safe_from_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tidies /tmp passes over what it cannot lock; tmpfiles.d(5), age."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with cli._profiles_folder() as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+    assert not folder.exists()
 
 
 def test_check_says_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import Metric
@@ -12,7 +14,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from ws2api.gateway import counters as c
-from ws2api.supervisor.exposition import create_registry, render
+from ws2api.supervisor.exposition import CountersCollector, Exposition
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 
@@ -22,8 +24,12 @@ def counters() -> c.Counters:
     return c.Counters(2)
 
 
+def render(counters: c.Counters, accept: str) -> tuple[bytes, str]:
+    return asyncio.run(Exposition(counters, 1000.5).render(accept))
+
+
 def scrape(counters: c.Counters) -> dict[str, Metric]:
-    body, _ = render(create_registry(counters, 1000.5), "")
+    body, _ = render(counters, "")
     return {family.name: family for family in parse_text(body.decode())}
 
 
@@ -162,10 +168,39 @@ def test_stems_that_are_known_from_ws2api(counters: c.Counters, name: str) -> No
 
 
 def test_format_is_the_one_asked_for(counters: c.Counters) -> None:
-    registry = create_registry(counters, 0.0)
-    body, content_type = render(registry, OPENMETRICS)
+    body, content_type = render(counters, OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     assert {"ws2api_pushes"} <= {family.name for family in parse_openmetrics(body.decode())}
-    body, content_type = render(registry, "")
+    body, content_type = render(counters, "")
     assert content_type.startswith("text/plain; version=0.0.4")
     assert body.endswith(b"\n")
+
+
+@pytest.mark.parametrize("version", ["x", "1.x", ""])
+def test_format_of_a_version_that_is_none(counters: c.Counters, version: str) -> None:
+    _, content_type = render(counters, f"application/openmetrics-text;version={version}")
+    assert "version=" in content_type
+
+
+def test_those_who_ask_at_once_share_a_rendering(
+    counters: c.Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected = []
+    collect = CountersCollector.collect
+
+    def count(self: CountersCollector) -> Iterator[Metric]:
+        collected.append(self)
+        return collect(self)
+
+    exposition = Exposition(counters, 1000.5)
+    monkeypatch.setattr(CountersCollector, "collect", count)
+
+    async def ask() -> list[tuple[bytes, str]]:
+        first = await asyncio.gather(*(exposition.render("") for _ in range(100)))
+        counters.bank(0, 0)[c.MESSAGES_RECEIVED] = 5
+        return [*first, await exposition.render("")]
+
+    *first, late = asyncio.run(ask())
+    assert len(set(first)) == 1
+    assert late not in first
+    assert len(collected) == 2

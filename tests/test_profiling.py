@@ -150,11 +150,11 @@ def test_full_disk_leaves_no_part(
 class Asked:
     """Be the admin process: ask through the counters; and the loop: tick."""
 
-    def __init__(self, folder: Path, busy: tuple[int, ...] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self.slot = Counters(1).bank(0, 0)
         self.slot[c.PID] = PID
         self.folder = folder
-        self.profiler = Profiler(self.slot, folder, busy)
+        self.profiler = Profiler(self.slot, folder)
         self.now = 1000.0
 
     def asks(self, kind: int, seconds: float) -> Path:
@@ -216,13 +216,14 @@ def test_one_after_another(tmp_path: Path) -> None:
         assert len(asked.files) == number
 
 
-def test_another_request_ends_the_first(tmp_path: Path) -> None:
+def test_another_request_calls_the_first_off(tmp_path: Path) -> None:
     asked = Asked(tmp_path)
     first = asked.asks(CPU, 300.0)
     asked.ticks()
     second = asked.asks(MEMORY, 1.0)
     asked.ticks(0.1)
-    assert first.exists()
+    assert sys.getprofile() is None
+    assert not first.exists()
     asked.ticks(0.1)
     assert tracemalloc.is_tracing()
     asked.ticks(1.0)
@@ -244,7 +245,7 @@ def test_request_leaves_the_profile_of_the_options_alone(
     tmp_path: Path, lines: list[Any], kind: int
 ) -> None:
     (tmp_path / "asked").mkdir()
-    asked = Asked(tmp_path / "asked", busy=(kind,))
+    asked = Asked(tmp_path / "asked")
     path = tmp_path / "life"
     with whole_life(path if kind == CPU else None, path if kind == MEMORY else None, 0):
         asked.asks(kind, 1.0)
@@ -255,7 +256,7 @@ def test_request_leaves_the_profile_of_the_options_alone(
     assert kept
     assert not asked.files
     assert [line["event"] for line in lines if line["log_level"] == "error"] == [
-        "not profiled: the options have it done already"
+        "profile not made, there is one from start to end"
     ]
     if kind == CPU:
         assert "work_that_shows" in functions_of(tmp_path / "life.0")
@@ -275,4 +276,4 @@ def test_tool_that_is_in_the_way_stops_nobody(
     for _ in range(3):
         asked.ticks(1.0)
     assert not asked.files
-    assert [line["event"] for line in lines] == ["not profiled"]
+    assert [line["event"] for line in lines] == ["profile not made"]

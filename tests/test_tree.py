@@ -426,6 +426,25 @@ def test_settings_that_are_right_apply_to_the_replacements(start: Start, tmp_pat
 # Stuck workers.
 
 
+@pytest.mark.parametrize("is_forked_first", [True, False])
+def test_worker_that_boots_is_told_to_log_more_when_it_serves(
+    start: Start, tmp_path: Path, is_forked_first: bool
+) -> None:
+    """It would never log less again otherwise: its level is the one at its fork."""
+    supervisor = start("is-held-back", "--gate", str(tmp_path / "gate"))
+    pids = {index: answer["pid"] for index, answer in supervisor.ask_each(2).items()}
+    steps = [
+        lambda: (os.kill(pids[0], signal.SIGKILL), supervisor.wait_for_event("forked", 4)),
+        lambda: (supervisor.send(signal.SIGUSR1), supervisor.wait_for("verbose-1-0")),
+    ]
+    for step in steps if is_forked_first else reversed(steps):
+        step()
+    assert supervisor.said("verbose-0-1") is None
+    (tmp_path / "gate").touch()
+    supervisor.wait_for("verbose-0-1")
+    assert_ends_cleanly(supervisor)
+
+
 def test_stuck_worker_shows_its_stack_and_is_replaced(start: Start) -> None:
     supervisor = start("serves", "--stuck", "2", "--look", "0.2")
     supervisor.wait_for("ready")

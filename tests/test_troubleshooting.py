@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_guide_pages import DOCS, PAGES, ROOT, anchors, prose
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.settings import Settings
-from ws2api.supervisor.exposition import create_registry, render
+from ws2api.supervisor.exposition import Exposition
 
 TROUBLESHOOTING = DOCS / "troubleshooting.md"
 LOGS = DOCS / "logs-and-profiles.md"
@@ -165,7 +166,7 @@ def is_log_call(node: ast.AST) -> bool:
 
 @pytest.mark.parametrize("page", OPERATORS_PAGES, ids=lambda page: page.stem)
 def test_page_names_only_metrics_that_exist(page: Path) -> None:
-    body, _ = render(create_registry(Counters(1), 0.0), "")
+    body, _ = asyncio.run(Exposition(Counters(1), 0.0).render(""))
     known = set()
     for family in text_string_to_metric_families(body.decode()):
         known |= {family.name, f"{family.name}_total"}

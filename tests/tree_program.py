@@ -1,7 +1,8 @@
 """Be a supervisor whose workers do what a test wants: `tree_program.py BEHAVIOUR [options]`.
 
 A worker answers each connection with a line of JSON about itself, and closes it. SIGUSR1 blocks its
-loop. A setting of `max_queue = 13` is one that no worker can boot with.
+loop, except for one that is held back, which says that it heard it. A setting of `max_queue = 13`
+is one that no worker can boot with.
 """
 
 from __future__ import annotations
@@ -159,7 +160,10 @@ class Worker:
                     time.sleep(0.01)
 
     def handle_signals(self) -> None:
-        signal.signal(signal.SIGUSR1, lambda *_: block_for_ever())
+        if self.options.behaviour == "is-held-back":
+            signal.signal(signal.SIGUSR1, self.on_verbose)
+        else:
+            signal.signal(signal.SIGUSR1, lambda *_: block_for_ever())
         if self.options.behaviour == "is-stubborn" and self.is_first:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -170,6 +174,9 @@ class Worker:
     def on_stop(self, *_: object) -> None:
         self.stops += 1
         self.program.say("stop", self.index, self.stops)
+
+    def on_verbose(self, *_: object) -> None:
+        self.program.say(f"verbose-{self.incarnation.split('-', 1)[1]}")
 
     def on_retire(self, *_: object) -> None:
         self.is_retiring = True

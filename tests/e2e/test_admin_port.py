@@ -7,6 +7,7 @@ import json
 import os
 import pstats
 import signal
+import socket
 import threading
 import time
 import tracemalloc
@@ -119,6 +120,31 @@ def test_what_is_not_there(admin: PushClient, method: str, target: str) -> None:
     assert admin.request(method, target).status == 404
 
 
+def test_stream_has_no_head(gateway: GatewayProcess) -> None:
+    client = gateway.push_client(gateway.admin_address)
+    assert client.request("HEAD", "/events").status == 405
+
+
+def test_does_not_log_what_is_no_request(gateway: GatewayProcess) -> None:
+    """Anybody can send such, as often as he likes; and there may be a token in it."""
+    for junk in (b"Authorization: Bearer sesame-\x01", b"X: y\r\n" * 1000):
+        client = gateway.push_client(gateway.admin_address)
+        client.stream.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n" + junk + b"\r\n\r\n")
+        assert "400" in read_head(client.stream)[0]
+        client.close()
+    assert gateway.admin_get("/healthz").status == 200
+    assert "sesame-" not in gateway.stderr
+    assert "Error handling request" not in gateway.stderr
+
+
+def test_idle_connections_do_not_keep_others_out(gateway: GatewayProcess) -> None:
+    idle = [socket.create_connection(gateway.admin_address) for _ in range(600)]
+    assert gateway.admin_get("/healthz").status == 200
+    assert len(os.listdir(f"/proc/{gateway.find_admin().pid}/fd")) < 400
+    for each in idle:
+        each.close()
+
+
 def test_no_client_is_named_without_the_token(gateway: GatewayProcess, client_id: str) -> None:
     gateway.connect(client_id)
     for target in ("/status", "/metrics", "/"):
@@ -160,6 +186,7 @@ def test_pages_through_the_clients_of_all_workers(
         ("cursor=x", "no such cursor"),
         ("cursor=:5", "no such cursor"),
         ("cursor=w:x", "no such cursor"),
+        ("cursor=w:%C2%B2", "no such cursor"),
         (f"cursor=w:{'9' * 21}", "no such cursor"),
     ],
 )
@@ -464,6 +491,26 @@ def test_one_profile_of_a_worker_at_a_time(gateway: GatewayProcess, admin: PushC
     message = error_of(until(refusal), 409)
     assert message == "it is being profiled already"
     assert first.receive().status == 200
+
+
+def test_stops_a_profile_when_nobody_waits_for_it(
+    start_gateway: StartGateway, api: FakeApi
+) -> None:
+    """Whether it is the operator who goes away, or the admin process that is replaced."""
+    gateway = start_gateway(api=api.url, workers=2, admin_token=TOKEN)
+
+    def profile(worker: int, kind: str) -> PushClient:
+        asking = gateway.push_client(gateway.admin_address, token=TOKEN)
+        asking.send("POST", f"/workers/{worker}/profile?seconds=300&kind={kind}")
+        until(lambda: f"kind={kind.title()}Profile worker={worker}" in gateway.stderr)
+        return asking
+
+    profile(0, "cpu").close()
+    until(lambda: "profile called off" in gateway.stderr)
+    profile(1, "memory")
+    os.kill(gateway.find_admin().pid, signal.SIGKILL)
+    until(lambda: gateway.stderr.count("profile called off") == 2)
+    assert not [file for file in gateway.runtime_files if "profiles-" in file.parent.name]
 
 
 # What is away.
