@@ -331,7 +331,7 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_logs_less_again_when_it_was_born_logging_more() -> None:
     async def run() -> None:
         logs.raise_level()  # the supervisor, before the fork
-        admin._Verbosity(asyncio.get_running_loop(), "info")
+        admin._Verbosity(asyncio.get_running_loop())
         async with asyncio.timeout(DEADLINE_S):
             while logs.is_written("debug"):
                 await asyncio.sleep(0.01)
@@ -343,10 +343,10 @@ def test_logs_less_again_when_it_was_born_logging_more() -> None:
 def test_logs_more_for_the_whole_time_after_the_last_signal() -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        verbosity = admin._Verbosity(loop, "info")
-        verbosity.raise_level()
-        first = verbosity._calm
-        verbosity.raise_level()
+        verbosity = admin._Verbosity(loop)
+        verbosity.rise()
+        first = verbosity._restoring
+        verbosity.rise()
         assert first is not None
         assert first.cancelled()
         async with asyncio.timeout(DEADLINE_S):
