@@ -51,15 +51,17 @@ class ConnectionLimit:
         return await loop.create_server(lambda: self._open(server), sock=listener, backlog=backlog)
 
     def _open(self, server: web.Server) -> asyncio.Protocol:
-        has_room = len(server.connections) < self._most or self._drop_one(server)
-        return server() if has_room else _Refusal()
+        known = server.connections
+        is_open = [each for each in known if each.transport and not each.transport.is_closing()]
+        has_room = len(is_open) < self._most or self._drop_one(is_open)
+        # What is closed is known until the next turn of the loop, or until the peer has read all.
+        return server() if has_room and len(known) < 2 * self._most else _Refusal()
 
-    def _drop_one(self, server: web.Server) -> bool:
+    def _drop_one(self, connections: list[web.RequestHandler]) -> bool:
         """Drop the oldest connection that has no request under way; tell whether there was one."""
-        for connection in server.connections:
-            transport = connection.transport
-            if connection not in self._busy and transport and not transport.is_closing():
-                transport.abort()
+        for connection in connections:
+            if connection not in self._busy and connection.transport is not None:
+                connection.transport.abort()
                 return True
         return False
 

@@ -125,3 +125,16 @@ def test_refuses_when_all_are_under_way() -> None:
             assert b"200" in await ask(await connect())
 
     asyncio.run(run())
+
+
+def test_those_that_have_just_been_closed_take_no_room() -> None:
+    async def run() -> None:
+        async with limited(Gate()) as connect:
+            for _ in range(20):
+                idle = [await connect() for _ in range(MOST)]
+                assert b"200" in await ask(idle[-1])
+                for _, writer in idle:
+                    writer.close()
+                assert b"200" in await ask(await connect())
+
+    asyncio.run(run())
