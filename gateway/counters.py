@@ -224,7 +224,10 @@ PROFILE_WANTED: Final = _internal(
     "profile_wanted", "Number of the profile to be made, 0 for none (by admin)."
 )
 PROFILE_KIND: Final = _internal("profile_kind", "What to profile, see profiling.py (by admin).")
-PROFILE_MS: Final = _internal("profile_ms", "How long, in ms (by admin).")
+PROFILE_MS: Final = _internal(
+    "profile_ms",
+    "How long, in ms; 0 when nobody waits, or it cannot be done (by admin and worker).",
+)
 
 SLOT_LENGTH: Final = len(METRICS)
 """Words of one bank."""
