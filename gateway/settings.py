@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     )
     admin_listen: ListenAddress = Field(
         Address("127.0.0.1", 7003),
-        description="Where /healthz, /readyz, /status and /metrics are served.",
+        description="Where the dashboard, /healthz, /readyz, /status and /metrics are served.",
     )
     admin_token: Annotated[Secret | None, Form("TOKEN")] = Field(
         None,
