@@ -96,7 +96,7 @@ class Admission(Session):
         """Refuse a client that there is no file for; of many at once, most without an answer."""
         hub = self._hub
         hub.note_full()
-        if len(hub.live) > hub.most_clients + _REFUSED_AT_ONCE and self._transport is not None:
+        if hub.sockets > hub.most_clients + _REFUSED_AT_ONCE and self._transport is not None:
             self._transport.abort()
         else:
             self._refuse(503, "the gateway has as many clients as it can bear", retry_after(1.0))
@@ -118,6 +118,7 @@ class Admission(Session):
         assert transport is not None and opening.raw is not None
         assert self._hub.serve_http is not None
         self._opening = None
+        self._hub.sockets -= 1
         if self._hub.limit is not None:
             self._hub.limit.leave(self)
         self._forget()

@@ -72,11 +72,12 @@ class Client(Admission, asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         hub = self._hub
         hub.live.add(self)
+        hub.sockets += 1
         self._transport.set_write_buffer_limits(high=hub.max_write_buffer)
         self._close_by = hub.sweeper.now + hub.handshake_timeout_s
         # One place in the wheel for the whole life of the connection, see on_tick.
         hub.sweeper.schedule(self, min(hub.handshake_timeout_s, hub.ping_interval_s or _NEVER_S))
-        if len(hub.live) > hub.most_clients:
+        if hub.sockets > hub.most_clients:
             self._refuse_at_the_door()
         elif hub.limit is not None and not hub.policy.trusts(peer := self._peer()):
             self._count_address(hub.limit, peer)
@@ -112,6 +113,7 @@ class Client(Admission, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, after what the client had sent before."""
         self._transport = None
+        self._hub.sockets -= 1
         self._hub.blocked.pop(self, None)
         if self._hub.limit is not None:
             self._hub.limit.leave(self)

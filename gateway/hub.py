@@ -76,6 +76,8 @@ class Hub:
     """Clients whose connect is being decided, the newest of each id."""
     live: set[Client] = field(default_factory=set)
     """Every client whose socket is open, or whom the API has not heard the last of."""
+    sockets: int = 0
+    """Open connections of clients; `live` also holds those whose socket has ended."""
     blocked: dict[Client, tuple[float, int]] = field(default_factory=dict)
     """Clients whose write buffer is full: since when nothing was read, and its size."""
     last_generation: int = 0
@@ -103,7 +105,7 @@ class Hub:
         """Log that a client was refused for want of files, now and then."""
         if self.sweeper.now >= self._quiet_until:
             self._quiet_until = self.sweeper.now + _LOG_EVERY_S
-            _log.error("refusing clients: the limit of open files", clients=len(self.live))
+            _log.error("refusing clients: the limit of open files", clients=self.sockets)
 
     def next_generation(self) -> int:
         """Return a birth time in µs that no other connection of this worker has."""

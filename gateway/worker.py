@@ -51,6 +51,7 @@ from .session import ASKING, CLAIMING
 from .settings import Settings
 from .sweeper import Sweeper
 from .upstream import Upstream
+from .verbosity import Verbosity
 
 _BACKLOG: Final = 4096
 _REDIS_START_S: Final = 5.0
@@ -133,10 +134,9 @@ class Worker:
         self._subscribed = False
         self._sweeper = Sweeper(loop)
         self._profiler = Profiler(slot, assignment.profiles)
+        self._verbosity = Verbosity(loop, self._on_level)
         self._worst_lag_us = 0
         self._worst_since = 0.0
-        # Ends the time in which more is logged.
-        self._calm: asyncio.TimerHandle | None = None
         self._upstream = Upstream(
             settings, slot, self._sweeper, loop, _api_tls(settings), park=self._park
         )
@@ -261,14 +261,12 @@ class Worker:
         slot[c.MOST_CLIENTS] = self._hub.most_clients
         self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         self._loop.add_signal_handler(signal.SIGUSR2, self._on_retire)
-        self._loop.add_signal_handler(signal.SIGUSR1, self._on_verbose)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._verbosity.rise)
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
         self._sweeper.every_tick(self._profiler.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.start()
-        if (left_s := logs.raised_left_s()) is not None:  # since before the fork
-            self._calm_after(left_s)
         self._commands.start()
         self._subscription.start()
         deadline = self._loop.time() + _REDIS_START_S
@@ -320,19 +318,7 @@ class Worker:
 
     # What an operator asks for.
 
-    def _on_verbose(self) -> None:
-        """Log more for a while."""
-        logs.raise_level()
-        self._hub.journal.logs_connections = True
-        self._calm_after(logs.RAISED_S)
-
-    def _calm_after(self, delay_s: float) -> None:
-        if self._calm is not None:
-            self._calm.cancel()
-        self._calm = self._loop.call_later(delay_s, self._on_calm)
-
-    def _on_calm(self) -> None:
-        logs.restore_level()
+    def _on_level(self) -> None:
         self._hub.journal.logs_connections = logs.is_written("debug")
 
     # Redis.

@@ -13,8 +13,8 @@ import uvloop
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from ws2api.gateway import counters as c
-from ws2api.gateway import logs
 from ws2api.gateway.settings import Address, Settings
+from ws2api.gateway.verbosity import Verbosity
 
 from .admin_port import AdminPort
 from .connection_limit import KEEPALIVE_S, ConnectionLimit
@@ -80,7 +80,7 @@ async def _serve(
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, on_stop_signal)
-    loop.add_signal_handler(signal.SIGUSR1, _Verbosity(loop).rise)
+    loop.add_signal_handler(signal.SIGUSR1, Verbosity(loop).rise)
     logging.getLogger("aiohttp.server").addFilter(_is_own_fault)
     port, limit = AdminPort(shared, settings, redis_url, push_address, started_s), ConnectionLimit()
     application = port.application()
@@ -117,21 +117,3 @@ def list_living(counters: c.Counters, instance: str) -> set[str]:
         for which in range(c.BANKS)
     ]
     return {f"{instance}-{worker}-{fork - 1}" for worker, fork in banks if fork > 0}
-
-
-class _Verbosity:
-    """Log debug lines for a while after SIGUSR1, also when that came before the fork."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._restoring: asyncio.TimerHandle | None = None
-        left_s = logs.raised_left_s()
-        if left_s is not None:
-            self._restoring = loop.call_later(left_s, logs.restore_level)
-
-    def rise(self) -> None:
-        """Begin anew."""
-        if self._restoring is not None:
-            self._restoring.cancel()
-        logs.raise_level()
-        self._restoring = self._loop.call_later(logs.RAISED_S, logs.restore_level)

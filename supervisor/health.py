@@ -50,8 +50,12 @@ class Health:
 
     async def findings(self) -> list[str]:
         """Say in a line each what keeps this gateway from being ready."""
+        return self.findings_beside(await self.redis_findings())
+
+    def findings_beside(self, redis_findings: list[str]) -> list[str]:
+        """Return all findings, given those about Redis."""
         drained = ["draining on request"] if self._counters.host[c.HOST_DRAINING] else []
-        return [*drained, *self.worker_findings(), *await self.redis_findings()]
+        return [*drained, *self.worker_findings(), *redis_findings]
 
     def worker_findings(self) -> list[str]:
         """Say in a line each which workers do not serve."""

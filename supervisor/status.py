@@ -69,16 +69,14 @@ class Status:
         redis_findings = await self._health.redis_findings()
         # All else is read at once, after the last of those who share the answer has asked.
         counters, now_s = self._counters, time.time()
-        is_draining = bool(counters.host[c.HOST_DRAINING])
-        drained = ["draining on request"] if is_draining else []
-        findings = [*drained, *self._health.worker_findings(), *redis_findings]
+        findings = self._health.findings_beside(redis_findings)
         workers = range(counters.workers)
         totals = {name: counters.total(index) for name, index in _TOTALS.items()}
         return {
             "version": self._version,
             "time_s": now_s,
             "uptime_s": int(now_s - self._started_s),
-            "draining": is_draining,
+            "draining": bool(counters.host[c.HOST_DRAINING]),
             "rolling": bool(counters.host[c.ROLLING]),
             "reloads": {name: counters.host[index] for name, index in RELOADS.items()},
             "ready": not findings,

@@ -25,6 +25,7 @@ from ws2api.gateway import disconnects, logs
 from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Address, load
+from ws2api.gateway.verbosity import Verbosity
 from ws2api.supervisor import admin, admin_port, process
 from ws2api.supervisor.admin_port import AdminPort
 from ws2api.supervisor.health import HEARTBEAT_LIMIT_S, PROBE_LIMIT_S
@@ -331,7 +332,7 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_logs_less_again_when_it_was_born_logging_more() -> None:
     async def run() -> None:
         logs.raise_level()  # the supervisor, before the fork
-        admin._Verbosity(asyncio.get_running_loop())
+        Verbosity(asyncio.get_running_loop())
         async with asyncio.timeout(DEADLINE_S):
             while logs.is_written("debug"):
                 await asyncio.sleep(0.01)
@@ -343,7 +344,7 @@ def test_logs_less_again_when_it_was_born_logging_more() -> None:
 def test_logs_more_for_the_whole_time_after_the_last_signal() -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        verbosity = admin._Verbosity(loop)
+        verbosity = Verbosity(loop)
         verbosity.rise()
         first = verbosity._restoring
         verbosity.rise()

@@ -297,9 +297,9 @@ def test_worker_raises_its_level_for_a_while(configure: Configure) -> None:
     with Rig() as rig:
         rig.leaves(rig.connects()[0])
         assert "client connected" not in events(read())
-        rig._worker._on_verbose()
+        rig._worker._verbosity.rise()
         rig.loop.passes(logs.RAISED_S - 1.0)
-        rig._worker._on_verbose()  # once more, for as long again
+        rig._worker._verbosity.rise()  # once more, for as long again
         rig.loop.passes(logs.RAISED_S - 1.0)
         assert logs.is_written("debug")
         rig.leaves(rig.connects()[0])

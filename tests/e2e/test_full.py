@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 
-from harness.api import FakeApi, echo
+from harness.api import FakeApi, Hold, Reply, echo
 from harness.gateway import GatewayProcess
 from harness.waiting import DEADLINE_S, until
 from harness.workers import worker_pids
@@ -82,3 +82,24 @@ def test_flood_beyond_that_is_dropped(
         stream.close()
     until(lambda: is_let_in(gateway, client_id), what="room")
     assert "Too many open files" not in gateway.stderr
+
+
+def test_those_whose_end_the_api_has_yet_to_hear_of_take_no_room(
+    start_gateway: StartGateway, api: FakeApi, client_id: str
+) -> None:
+    gateway = start_gateway(api=api.url)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    replace_worker(gateway)
+    count = gateway.count("connections_max") * 4 // 5
+    hold = Hold(Reply(""))
+    clients = []
+    for number in range(count):
+        api.on(f"{client_id}-{number}", "DELETE", hold)
+        clients.append(gateway.connect(f"{client_id}-{number}"))
+    for client in clients:
+        client.close()
+    until(lambda: gateway.count("connections_open") == 0, what="all gone")
+    # As after a break of the network: everybody comes back at once.
+    back = [gateway.connect(f"{client_id}-{number}-again") for number in range(count)]
+    assert gateway.count("connections_open") == len(back)
+    hold.release()
