@@ -10,4 +10,8 @@ so; `api_connection` reads the answer with `http_wire`, and it goes back the sam
 The way of a push: `push` reads it, `push_request` says what it asks for, `router` finds the client
 here or hands it to the `bus`. Replies and pushes whose heads were seen before are not parsed again:
 `known_heads`, `known_fields`.
+
+What happens is counted in `counters`, by the names of `causes`; the `journal` logs it and keeps the
+latest in `recent`. `address_limit` says who has too many connections. Whatever has a deadline is in
+the `sweeper`. `worker` puts all of it together, starts it and, with `drain`, ends it.
 """
