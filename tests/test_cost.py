@@ -17,9 +17,15 @@ TINY = ["--systems=gateway", "--rounds=1", "--seconds=0.2", "--warm-up=0.1"]
 
 @pytest.fixture
 def cost(tmp_path: Path) -> Path:
-    """Put the script beside a `bench` that installs nothing while other tests run."""
+    """Put the script beside a `bench` that installs nothing while other tests run.
+
+    It writes into the file `runs` what it was asked for, a line each time.
+    """
     bench = tmp_path / "bench"
-    bench.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SCRIPTS}/bench.py" "$@"\n')
+    bench.write_text(
+        f'#!/bin/sh\necho "$@" >>"{tmp_path}/runs"\n'
+        f'exec "{sys.executable}" "{SCRIPTS}/bench.py" "$@"\n'
+    )
     bench.chmod(0o755)
     link = tmp_path / "cost"
     link.symlink_to(SCRIPTS / "cost")
@@ -45,4 +51,6 @@ def test_passes_arguments_on_and_ends_with_the_first_failure(cost: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "no nobody here" in done.stderr
-    assert "push" not in done.stderr
+    (only,) = (cost.parent / "runs").read_text().splitlines()
+    assert only.startswith("compare ")
+    assert only.endswith(" --systems=nobody")
