@@ -339,7 +339,10 @@ class Client(Admission, asyncio.Protocol):
 
     def _release(self) -> None:
         hub = self._hub
-        hub.registry.release(self)
+        if hub.is_over:
+            self.on_released(owned=False)  # the reapers find it as it stands, and report it once
+        else:
+            hub.registry.release(self)
         if self._opening is not None:  # left before it was open
             self._leave_connecting()
             self._opening = None

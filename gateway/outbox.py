@@ -61,6 +61,8 @@ class Outbox:
         self._settled: list[bytes] = []
         # What is being left to the reapers, by entry, until Redis has confirmed it.
         self._parking: dict[bytes, _End] = {}
+        # True once all that stands in Redis goes to the reapers as it is.
+        self._is_handing_over = False
 
     def settle(self, departed: Departed) -> None:
         """Strike off an end that the API has heard of."""
@@ -77,6 +79,8 @@ class Outbox:
         """Leave an end to the reapers; False while Redis is away, so that nobody could find it."""
         if not self._link.is_up:
             return False
+        if self._is_handing_over:
+            return True  # it goes with the others; by itself, it would go a second time
         entry, end = entry_of(departed), _end(departed)
         self._parking[entry] = end
         self._park(entry, end)
@@ -94,6 +98,13 @@ class Outbox:
         """Count the ends that Redis has yet to confirm as left to the reapers."""
         return len(self._parking)
 
+    def enter(self, owed: Sequence[Departed]) -> None:
+        """Write down ends that Redis may know nothing of; those that it knows stay as they are."""
+        for departed in owed:
+            _, _, code, reason = _end(departed)
+            value = b"%d %b" % (code, reason)
+            self._link.send(ignore, b"HSET", self._key, entry_of(departed), value)
+
     async def restore(self, owed: Callable[[], Sequence[Departed]]) -> None:
         """Make Redis agree with this worker after it was away.
 
@@ -103,10 +114,7 @@ class Outbox:
         Raises:
             RedisUnavailable: if Redis is lost again.
         """
-        for departed in owed():
-            _, _, code, reason = _end(departed)
-            value = b"%d %b" % (code, reason)
-            self._link.send(ignore, b"HSET", self._key, entry_of(departed), value)
+        self.enter(owed())
         for entry, end in list(self._parking.items()):
             self._park(entry, end)
         async for entries in scan(self._link, b"HSCAN", self._key):
@@ -118,10 +126,14 @@ class Outbox:
     async def hand_over(self) -> int:
         """Leave all that stands in Redis for this worker to the reapers; return how much it was.
 
+        An end that is parked from here on is among it: Redis has known of each since its client
+        was released.
+
         Raises:
             RedisUnavailable: if Redis is away; then the end of the lease tells the reapers.
             hiredis.ReplyError: if Redis refuses.
         """
+        self._is_handing_over = True
         self._strike_off()
         count = 0
         more: Any = 1

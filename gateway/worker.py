@@ -394,8 +394,10 @@ class Worker:
     def _let_go_of_redis(self) -> None:
         """Enter nothing any more, because nobody would take it out."""
         self._lease.stop()
-        if self._restoring is not None:
+        if self._restoring is not None and not self._restoring.done():
             self._restoring.cancel()
+            if self._commands.is_up:
+                self._outbox.enter(self._owed())
 
     def _on_retire(self) -> None:
         self._retiring = True

@@ -560,6 +560,20 @@ def test_who_comes_in_while_the_worker_ends_is_sent_away() -> None:
     assert worker.registry.released == [b"a"]
 
 
+def test_who_comes_in_after_all_was_left_to_the_reapers_is_left_to_them_too() -> None:
+    worker = Worker()
+    me = worker.connects("a")
+    worker.marks()
+    worker.hub.farewell = 1001, "going away"
+    me.is_answered()
+    worker.hub.is_over = True
+    me.is_claimed()
+    assert me.transport.written.endswith(b"\x88\x0c\x03\xe9going away")
+    assert worker.registry.released == [], "it would be entered where nobody looks any more"
+    assert me.state == CLOSED
+    assert worker.asked == "a", "only of the connect"
+
+
 def test_who_was_given_up_while_the_api_decided_is_sent_away() -> None:
     worker = Worker()
     me = worker.connects("a")

@@ -560,6 +560,35 @@ async def test_what_was_just_parked_is_handed_over_once(server: RedisServer) -> 
 
 
 @in_loop
+async def test_what_is_parked_after_all_was_handed_over_is_there_once(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        ends = some(MANY)
+        await worker.owes(*ends)
+        handing_over = asyncio.ensure_future(worker.outbox.hand_over())
+        await asyncio.sleep(0)
+        assert all(worker.outbox.park(end) for end in ends)
+        assert await handing_over == MANY
+        assert worker.outbox.park(ends[0])
+        await worker.settled()
+        assert len(server.stream) == MANY
+        assert {fields["id"] for fields in server.stream} == {each.fields["id"] for each in ends}
+        assert worker.outbox.unconfirmed == 0
+
+
+@in_loop
+async def test_end_that_redis_may_know_nothing_of_is_handed_over_once(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        known, unknown = Departed("known", 1), Departed("unknown", 2)
+        await worker.owes(known)
+        worker.outbox.enter([known, unknown])
+        assert await worker.outbox.hand_over() == 2
+        assert worker.outbox.park(unknown)
+        await worker.settled()
+        assert {fields["id"] for fields in server.stream} == {"known", "unknown"}
+        assert len(server.stream) == 2
+
+
+@in_loop
 async def test_what_the_api_has_just_heard_is_not_handed_over(server: RedisServer) -> None:
     async with worker_of(server) as worker:
         heard, owed = some(MANY), Departed("owed", 1)

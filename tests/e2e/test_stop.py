@@ -11,6 +11,7 @@ from harness.processes import find_descendants
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, until
 from harness.ws import upgrade_request
+from redis import Redis
 
 from .conftest import StartGateway
 
@@ -34,8 +35,11 @@ def test_stop_while_the_api_is_away_leaves_the_disconnects_to_the_next_start(
     clients = {name: gateway.connect(name) for name in names}
     generations = {name: own_api.wait_for_one(name, "GET").generation for name in names}
     own_api.close()
-    clients["left-0"].send("a message that nobody takes")
+    for name in names[:3]:
+        clients[name].send("a message that nobody takes")
     assert stop(gateway) == 0
+    with Redis.from_url(valkey.url) as redis:
+        assert redis.xlen("ws2api:disconnects") == len(names), "each is owed once"
     own_api.open()
     start_gateway(api=own_api.url, redis=valkey.url)
     for name in names:
@@ -48,11 +52,14 @@ def test_stop_while_the_api_is_away_says_what_the_embedded_redis_takes_with_it(
     own_api: FakeApi, start_gateway: StartGateway
 ) -> None:
     gateway = start_gateway(api=own_api.url, shutdown_timeout="2s")
-    gateway.connect("lost")
-    own_api.wait_for_one("lost", "GET")
+    clients = [gateway.connect(f"lost-{number}") for number in range(3)]
     own_api.close()
+    for client in clients:
+        client.send("a message that nobody takes")
+    until(lambda: gateway.count("messages_received") == len(clients), what="all messages in")
     assert stop(gateway) == 1
-    assert "disconnect" in gateway.stderr
+    (line,) = [line for line in gateway.stderr.splitlines() if "disconnects are lost" in line]
+    assert "missing=3" in line
     own_api.open()
 
 
