@@ -17,6 +17,12 @@ DAY_S = 86_400.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
 _DURATION_UNITS_S = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z*][a-z0-9+.*-]*)://(?P<host>[a-z0-9._*-]+|\[[0-9a-f:.]+\])"
+    r"(?::(?P<port>\*|[0-9]{1,5}))?",
+    re.ASCII,
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIS_OPTIONS = ("db", "ssl_ca_certs", "ssl_cert_reqs")
 _OWN_HEADERS = frozenset(
     {
@@ -63,6 +69,11 @@ class Address:
     def family(self) -> socket.AddressFamily:
         """Tell IPv6 from IPv4 by the literal."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def is_loopback(self) -> bool:
+        """Tell whether nobody but programs of this host reaches it."""
+        return ipaddress.ip_address(self.host).is_loopback
 
     @property
     def is_wildcard(self) -> bool:
@@ -148,7 +159,7 @@ def _parse_api_url(value: Any) -> ApiUrl:
     if isinstance(value, ApiUrl):
         return value
     url = urlsplit(str(value))
-    if url.scheme not in ("http", "https"):
+    if url.scheme not in _DEFAULT_PORTS:
         raise ValueError(f"expected an http:// or https:// URL, got {value!r}")
     if not url.hostname:
         raise ValueError(f"no host in {value!r}")
@@ -156,9 +167,14 @@ def _parse_api_url(value: Any) -> ApiUrl:
         raise ValueError("no user, query or fragment may stand in the URL of the API")
     if not re.fullmatch(r"[!-~]*", url.netloc + url.path):
         raise ValueError("the URL of the API may hold printable ASCII only")
-    tls = url.scheme == "https"
-    port = url.port or (443 if tls else 80)
-    return ApiUrl(url.hostname, port, tls, url.path.rstrip("/"), url.netloc)
+    if url.netloc.lower() == "unix:":
+        raise ValueError("the API is asked over TCP, not over a Unix socket: give host and port")
+    if url.netloc.endswith(":"):
+        raise ValueError(f"no port behind the colon in {value!r}")
+    if url.port == 0:
+        raise ValueError(f"no server can listen on port 0, got {value!r}")
+    port = url.port or _DEFAULT_PORTS[url.scheme]
+    return ApiUrl(url.hostname, port, url.scheme == "https", url.path.rstrip("/"), url.netloc)
 
 
 def _parse_duration(value: Any) -> float:
@@ -181,9 +197,50 @@ def _split_list(value: Any) -> Any:
     ]
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _check_origin(value: str) -> str:
+    """Bring an origin to the form that browsers send: lower case, no default port (RFC 6454, 6.2).
+
+    A star stands for any characters but a slash.
+    """
+    origin = value.lower()
+    if origin in ("*", "null", "file://"):  # the last is what Android's WebView sends for files
+        return origin
+    parts = _ORIGIN.fullmatch(origin)
+    if parts is None:
+        raise ValueError(f"{_what_is_no_origin(origin)}, got {value!r}")
+    scheme, host, port = parts["scheme"], parts["host"], parts["port"]
+    if scheme in ("ws", "wss"):
+        raise ValueError(f"a page's origin begins with http:// or https://, got {value!r}")
+    if port in (None, "*"):
+        return origin
+    if int(port) > 65535:
+        raise ValueError(f"no port has so high a number, got {value!r}")
+    if int(port) != _DEFAULT_PORTS.get(scheme):
+        return f"{scheme}://{host}:{int(port)}"
+    if host.endswith("*"):  # without the port it would stand for any port
+        raise ValueError(f"browsers leave out :{int(port)}, got {value!r}")
+    return f"{scheme}://{host}"
+
+
+def _what_is_no_origin(origin: str) -> str:
+    text = "expected scheme://host[:port]"
+    if "://" not in origin:
+        return f"{text}, as https://shop.example"
+    if not origin.isascii():
+        return f"{text}, the host as browsers send it (xn--…)"
+    base = "/".join(origin.split("/")[:3])
+    return f"{text}, without a path: {base}" if _ORIGIN.fullmatch(base) else text
+
+
 def _check_redis(value: str) -> str:
+    if value.lower() == "embedded":
+        return "embedded"
     # The value is not repeated: it may hold a password.
-    if value != "embedded" and not re.match(r"(redis|rediss|unix)://.", value):
+    if not re.match(r"(redis|rediss|unix)://.", value):
         raise ValueError("expected embedded, or a URL with redis://, rediss:// or unix://")
     # The workers' own client knows these; another would be heeded at the start and then forgotten.
     for name in parse_qs(urlsplit(value).query, keep_blank_values=True):
@@ -246,7 +303,13 @@ Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0, le=DAY_
 SecondsOrOff = Annotated[
     float, BeforeValidator(_parse_duration), Field(ge=0, le=DAY_S), Form("SECONDS")
 ]
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_origin)], ...],
+    NoDecode,
+    BeforeValidator(_split_list),
+]
+AnyCase = BeforeValidator(_lower)
+"""Of an enumeration, whose words are written in lower case here."""
 HeaderNames = Annotated[
     tuple[Annotated[str, AfterValidator(_check_header_name)], ...],
     NoDecode,

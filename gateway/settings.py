@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import combinations
@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from .option_types import (
     Address,
+    AnyCase,
     ApiUrl,
     BaseUrl,
     Form,
@@ -36,8 +37,18 @@ from .option_types import (
     format_size,
     format_value,
 )
+from .spelling import guess
 
-__all__ = ["Address", "ApiUrl", "OptionRow", "Settings", "SettingsError", "load", "option_rows"]
+__all__ = [
+    "Address",
+    "ApiUrl",
+    "OptionRow",
+    "Settings",
+    "SettingsError",
+    "doubts",
+    "load",
+    "option_rows",
+]
 
 PROGRAM = "ws2api-supervisor"
 _ENVIRONMENT_PREFIX = "WS2API_"
@@ -45,6 +56,12 @@ _ONLY_BY_HAND = ("config", "check")
 """Options of one run, which have no place in the file."""
 _SECRET = ("push_token", "admin_token", "redis")
 """Options whose values are not to be shown."""
+_OF_OTHERS = re.compile(
+    # What Kubernetes and Docker set for a service of that name, and the examples' own variable.
+    r"WS2API_(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_\d+_(?:TCP|UDP)(?:_.+)?)?)"
+    r"|WS2API_PUSH"
+)
+"""Variables that look like options and are none, without anybody being mistaken."""
 
 
 def _count_cpus() -> int:
@@ -62,6 +79,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,  # as a unit or a compose file has it that leaves a value open
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
@@ -190,12 +208,15 @@ class Settings(BaseSettings):
     )
     allow_origin: Annotated[Origins, Form("ORIGIN", "all")] = Field(
         (),
-        description="Origin that browsers may connect from; * stands for any characters but /.",
+        description="Origin that browsers may connect from, scheme://host[:port]; * stands for any "
+        "characters but /.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="Least severe level that is logged; debug adds each connection."
     )
-    log_format: Literal["text", "json"] = Field("text", description="How log lines look.")
+    log_format: Annotated[Literal["text", "json"], AnyCase] = Field(
+        "text", description="How log lines look."
+    )
     cpuprofile: Annotated[Path | None, Form("FILE")] = Field(
         None,
         description="Profile every worker from start to end, into FILE.0, FILE.1, … (pstats).",
@@ -267,13 +288,51 @@ def load(arguments: Sequence[str], *, program: str = PROGRAM) -> Settings:
         SettingsError: if a value, a name or the file is wrong.
         SystemExit: after --help and --version (0).
     """
-    flags = vars(_parser(program).parse_args(list(arguments)))
+    namespace, surplus = _parser(program).parse_known_args(list(arguments))
+    if surplus:
+        raise SettingsError(_describe_surplus(surplus))
+    flags = vars(namespace)
     environment = EnvSettingsSource(Settings)()
     path = flags.get("config") or environment.get("config")
     try:
         return Settings(**{**_read_toml(path), **environment, **flags})
     except ValidationError as error:
         raise SettingsError(_first_finding(error)) from None
+
+
+def doubts(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """List what can be meant, but hardly is: to be warned of once, at the start."""
+    return [*_list_open_ports(settings), *_list_unknown_variables(environment)]
+
+
+def _list_open_ports(settings: Settings) -> Iterator[str]:
+    """Name the ports that others than this host's programs reach, and that ask for no token."""
+    if settings.push_token is None:
+        if not settings.push_listen.is_loopback:
+            yield (
+                f"push-listen: whoever reaches {settings.push_listen} may push to any client and "
+                "close it, for there is no --push-token"
+            )
+        if settings.single_port and not settings.listen.is_loopback:
+            yield (
+                f"single-port: whoever reaches {settings.listen} may push to any client and close "
+                "it, for there is no --push-token"
+            )
+    if settings.admin_token is None and not settings.admin_listen.is_loopback:
+        yield (
+            f"admin-listen: whoever reaches {settings.admin_listen} sees the figures, and there is "
+            "no --admin-token: keep strangers away from it"
+        )
+
+
+def _list_unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    known = [row.variable.removeprefix(_ENVIRONMENT_PREFIX) for row in option_rows()]
+    for name in environment:
+        upper = name.upper()  # an option's variable is found in either case
+        word = upper.removeprefix(_ENVIRONMENT_PREFIX)
+        if word != upper and word not in known and not _OF_OTHERS.fullmatch(upper):
+            near = guess(word, known, _ENVIRONMENT_PREFIX)
+            yield f"{name}: there is no such option{near}"
 
 
 def _row(name: str, field: FieldInfo) -> OptionRow:
@@ -295,6 +354,16 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(re.sub(r"^argument (--[a-z-]+): ", r"\1: ", message))
+
+
+def _describe_surplus(surplus: Sequence[str]) -> str:
+    """Name options that there are not; a value is not repeated, for it may be a token."""
+    flags = [row.flag for row in option_rows()]
+    for word in surplus:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            return f"no such option: {name}{guess(name, flags)}"
+    return "there is a value too many, which belongs to no option"
 
 
 def _parser(program: str) -> _Parser:
@@ -334,15 +403,19 @@ def _read_toml(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     try:
-        document = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        document = tomllib.loads(
+            Path(name).read_text(encoding="utf-8-sig")
+        )  # Windows begins with a BOM
     except OSError as error:
         raise SettingsError(f"config: cannot read {name}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"config: {name} is no TOML: {error}") from None
     values = {key.replace("-", "_"): value for key, value in document.items()}
+    keys = [key for key in Settings.model_fields if key not in _ONLY_BY_HAND]
     for key in values:
-        if key not in Settings.model_fields or key in _ONLY_BY_HAND:
-            raise SettingsError(f"config: no option {key!r} may stand in {name}")
+        if key not in keys:
+            text = f"config: no option {key!r} may stand in {name}"
+            raise SettingsError(text + guess(key.lower(), keys))
     return values
 
 

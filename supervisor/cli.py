@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import structlog
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -22,7 +23,7 @@ from ws2api.gateway import logs
 from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.counters import BANKS, Counters
 from ws2api.gateway.recent import Recent
-from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, load
+from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, doubts, load
 
 from . import admin, listeners, process
 from .configuration import Configuration, check_authorities
@@ -37,6 +38,8 @@ from .tree import ORDERS_WAIT, VERBOSE, Tree
 _REDIS_TIMEOUT_S: Final = 3.0
 _EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
+_log = structlog.get_logger()
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the supervisor until it is told to stop; return the exit status.
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read()
         logs.configure(settings.log_level, settings.log_format)
+        for doubt in doubts(settings, os.environ):
+            _log.warning(doubt)
         process.raise_file_limit()
         return _check(settings) if settings.check else _serve(Configuration(settings, read))
     except (SettingsError, StartError) as error:

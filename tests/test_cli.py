@@ -145,6 +145,19 @@ def test_check_says_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path:
     assert out.endswith(f", api http://127.0.0.1:8000/, redis {valkey.url}\n")
 
 
+def test_warns_once_of_what_is_hardly_meant(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WS2API_WORKRES", "2")
+    ports = ["--listen=127.0.0.1:0", "--push-listen=:0", "--admin-listen=:0"]
+    assert cli.main([*ports, "--check"]) == 0
+    push, admin, variable = capfd.readouterr().err.splitlines()
+    assert "warning" in push
+    assert "push-listen: whoever reaches 0.0.0.0:0 may push to any client" in push
+    assert "admin-listen: whoever reaches 0.0.0.0:0 sees the figures" in admin
+    assert "did you mean WS2API_WORKERS?" in variable
+
+
 def test_check_finds_the_server_to_embed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*FREE_PORTS, "--check", "--workers=3"]) == 0
     out = capsys.readouterr().out

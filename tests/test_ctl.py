@@ -978,6 +978,8 @@ class TestUsage:
             ((), "COMMAND"),
             (("nothing",), "COMMAND: choose from"),
             (("status", "--no"), "no such option: --no"),
+            (("status", "--tiemout", "5"), "no such option: --tiemout; did you mean --timeout?"),
+            (("push", "ann", "--binry"), "no such option: --binry; did you mean --binary?"),
             (("status", "--adm", "x"), "no such option: --adm"),
             (("push", "ann", "hello", "world"), "needs quotes"),
             (("clients", "--limit", "0"), "--limit: expected a number, 1 to 1000"),

@@ -15,6 +15,7 @@ from ws2api.gateway.settings import (
     ApiUrl,
     Settings,
     SettingsError,
+    doubts,
     load,
     option_rows,
 )
@@ -160,8 +161,10 @@ def test_settings_cannot_be_changed() -> None:
         (["--workers", "0"], "workers: must be at least 1, got 0"),
         (["--workers", "many"], "workers: must be a whole number, got many"),
         (["--workers"], "--workers: expected one argument"),
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--work", "2"], "unrecognized arguments: --work 2"),
+        (["--nonsense"], "no such option: --nonsense"),
+        (["--work", "2"], "no such option: --work; did you mean --workers?"),
+        (["--push-tokn=x"], "no such option: --push-tokn; did you mean --push-token?"),
+        (["2"], "there is a value too many, which belongs to no option"),
         (["--listen", "7001"], "listen: expected HOST:PORT, got '7001'"),
         (["--listen", "1.2.3.4:70000"], "listen: expected HOST:PORT, got '1.2.3.4:70000'"),
         (["--listen", "h:1"], "listen: expected an IP address before the port, got 'h'"),
@@ -190,6 +193,16 @@ def test_settings_cannot_be_changed() -> None:
         ),
         (["--api", "ftp://h/"], "api: expected an http:// or https:// URL, got 'ftp://h/'"),
         (["--api", "http:///x"], "api: no host in 'http:///x'"),
+        (["--api", "http://h:0/"], "api: no server can listen on port 0, got 'http://h:0/'"),
+        (["--api", "https://h:/"], "api: no port behind the colon in 'https://h:/'"),
+        (
+            ["--api", "http://unix:/run/api.sock"],
+            "api: the API is asked over TCP, not over a Unix socket: give host and port",
+        ),
+        (
+            ["--api", "unix:/run/api.sock"],
+            "api: expected an http:// or https:// URL, got 'unix:/run/api.sock'",
+        ),
         (
             ["--api", "http://h/?x"],
             "api: no user, query or fragment may stand in the URL of the API",
@@ -237,7 +250,8 @@ def test_says_what_is_wrong_with_a_network() -> None:
 @pytest.mark.parametrize(
     ("document", "text"),
     [
-        ("wrokers = 2", "config: no option 'wrokers' may stand in {}"),
+        ("wrokers = 2", "config: no option 'wrokers' may stand in {}; did you mean workers?"),
+        ("Max-Que = 2", "config: no option 'Max_Que' may stand in {}; did you mean max_queue?"),
         ("check = true", "config: no option 'check' may stand in {}"),
         ("_cli_parse_args = true", "config: no option '_cli_parse_args' may stand in {}"),
         ("workers = [", "config: {} is no TOML: "),
@@ -257,9 +271,128 @@ def test_says_what_is_wrong_in_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert complaint() == "single-port: must be true or false, got perhaps"
 
 
+def test_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in option_rows():
+        monkeypatch.setenv(row.variable, "")
+    assert load([]) == Settings.model_construct()
+    assert load([]).model_fields_set == set()
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "meaning"),
+    [
+        ("log_level", "WARNING", "warning"),
+        ("log_format", "Json", "json"),
+        ("redis", "Embedded", "embedded"),
+    ],
+)
+def test_enumerations_are_in_any_case(flag: str, text: str, meaning: str) -> None:
+    assert getattr(load([f"--{flag.replace('_', '-')}", text]), flag) == meaning
+
+
+def test_reads_a_file_that_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "ws2api.toml"
+    path.write_text("workers = 3", encoding="utf-8-sig")
+    assert load(["--config", str(path)]).workers == 3
+
+
+# Origins.
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://Shop.Example", "https://shop.example"),
+        ("HTTPS://shop.example:443", "https://shop.example"),
+        ("http://shop.example:80", "http://shop.example"),
+        ("http://shop.example:0080", "http://shop.example"),
+        ("https://shop.example:80", "https://shop.example:80"),
+        ("https://*.shop.example:443", "https://*.shop.example"),
+        ("http://localhost:*", "http://localhost:*"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("file://", "file://"),
+        ("NULL", "null"),
+        ("*", "*"),
+    ],
+)
+def test_origin_is_kept_as_a_browser_sends_it(written: str, sent: str) -> None:
+    assert load(["--allow-origin", written]).allow_origin == (sent,)
+
+
+FORM = "expected scheme://host[:port]"
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("shop.example", f"{FORM}, as https://shop.example"),
+        ("shop.example:443", f"{FORM}, as https://shop.example"),
+        ("//shop.example", f"{FORM}, as https://shop.example"),
+        ("https://Shop.example/", f"{FORM}, without a path: https://shop.example"),
+        ("https://shop.example/cart", f"{FORM}, without a path: https://shop.example"),
+        ("https://shop.example:", FORM),
+        ("https://shop.example?x", FORM),
+        ("https://me@shop.example", FORM),
+        ("https://a b", FORM),
+        ("https://", FORM),
+        ("https://bücher.example", f"{FORM}, the host as browsers send it (xn--…)"),
+        ("wss://shop.example", "a page's origin begins with http:// or https://"),
+        ("https://shop.example:65536", "no port has so high a number"),
+        ("https://shop.*:443", "browsers leave out :443"),
+    ],
+)
+def test_what_no_browser_sends_is_refused_as_an_origin(written: str, text: str) -> None:
+    assert complaint("--allow-origin", written) == f"allow-origin: {text}, got {written!r}"
+
+
+# What is doubtful.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], []),
+        (["--push-listen=127.0.0.2:7002", "--admin-listen=[::1]:7003"], []),
+        (["--push-listen=0.0.0.0:7002"], ["push-listen"]),
+        (["--push-listen=[::]:7002", "--push-token=x"], []),
+        (["--admin-listen=192.0.2.1:7003"], ["admin-listen"]),
+        (["--admin-listen=192.0.2.1:7003", "--admin-token=x"], []),
+        (["--single-port"], ["single-port"]),
+        (["--single-port", "--listen=127.0.0.1:7001"], []),
+        (["--single-port", "--push-listen=:7002", "--push-token=x"], []),
+    ],
+)
+def test_open_port_without_a_token_is_doubtful(arguments: list[str], options: list[str]) -> None:
+    assert [text.partition(":")[0] for text in doubts(load(arguments), {})] == options
+
+
+def test_unknown_variable_is_doubtful() -> None:
+    environment = {
+        "WS2API_WORKRES": "2",
+        "ws2api_log_levle": "debug",
+        "WS2API_BANANA": "1",
+        "WS2API_WORKERS": "2",
+        "ws2api_workers": "2",
+        "WS2API_PUSH": "http://127.0.0.1:7002",
+        "WS2API_SERVICE_HOST": "10.0.0.1",
+        "WS2API_PUSH_SERVICE_PORT_HTTP": "7002",
+        "WS2API_PORT": "tcp://10.0.0.1:7001",
+        "WS2API_PORT_7001_TCP_ADDR": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    assert doubts(load([]), environment) == [
+        "WS2API_WORKRES: there is no such option; did you mean WS2API_WORKERS?",
+        "ws2api_log_levle: there is no such option; did you mean WS2API_LOG_LEVEL?",
+        "WS2API_BANANA: there is no such option",
+    ]
+
+
 def test_secrets_are_not_repeated() -> None:
     assert "hunter2" not in complaint("--redis", "redsi://:hunter2@h")
     assert "hunter2" not in complaint("--push-token", "hunter2 ")
+    assert "hunter2" not in complaint("--push-tokn", "hunter2")
     assert "hunter2" not in repr(load(["--push-token", "hunter2"]))
 
 

@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     options, surplus = create_parser().parse_known_args(list(arguments))
     if surplus and not _take_message(options, surplus):
-        raise UsageError(_describe_surplus(surplus))
+        raise UsageError(_describe_surplus(surplus, options.command))
     return argparse.Namespace(**{**_DEFAULTS, **vars(options)})
 
 
@@ -61,11 +61,14 @@ def _take_message(options: argparse.Namespace, surplus: Sequence[str]) -> bool:
     return True
 
 
-def _describe_surplus(surplus: Sequence[str]) -> str:
+def _describe_surplus(surplus: Sequence[str], command: str) -> str:
     """Name options that there are not; a value is not repeated, for it may be a token."""
     names = [word.partition("=")[0] for word in surplus if word.startswith("-")]
     if names:
-        return f"no such option: {' '.join(names)}; see {PROGRAM} --help"
+        from ws2api.gateway.spelling import guess  # no other run needs it
+
+        near = guess(names[0], _list_flags(command)) or f"; see {PROGRAM} --help"
+        return f"no such option: {' '.join(names)}{near}"
     return "too many arguments; one with spaces needs quotes"
 
 
@@ -112,6 +115,13 @@ def _common() -> Parser:
     )
     group.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
+
+
+def _list_flags(command: str) -> list[str]:
+    """List the flags of a command."""
+    parser = Parser(parents=[_common()], add_help=False)
+    next(declare for name, _, declare in _COMMANDS if name == command)(parser)
+    return [flag for action in parser._actions for flag in action.option_strings]
 
 
 def _declare_status(parser: Parser) -> None:
@@ -197,6 +207,7 @@ def _declare_profile(parser: Parser) -> None:
     )
     parser.add_argument(
         "--kind",
+        type=str.lower,
         choices=("cpu", "memory"),
         default="cpu",
         help="where time goes, or what has taken memory meanwhile (default: cpu)",
