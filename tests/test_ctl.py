@@ -126,7 +126,7 @@ ENDLESS = "x" * 100
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith("WS2API_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setenv("TZ", "EAST-5:30")  # times are shown in UTC, wherever one sits
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ class TestWatch:
             process.send_signal(signal.SIGINT)
             assert process.wait(DEADLINE_S) == 0
         assert re.fullmatch(
-            r"\d\d:\d\d:\d\d  ready  3 clients  -/s in  -/s out  -/s failed\n", lines[0]
+            r"\d\d:\d\d:\d\dZ  ready  3 clients  -/s in  -/s out  -/s failed\n", lines[0]
         )
         assert re.search(r"  [\d,]{9,}/s in  0/s out  0/s failed\n", lines[1])
         assert "  0/s in  0/s out" in lines[2]
@@ -330,8 +330,8 @@ class TestClients:
         assert run("clients").status == 0
         assert cells(run.out) == [
             ["client", "connected since", "worker"],
-            ["ann", "2025-11-23 03:53:20", "4f1c2a3b-0-0"],
-            ["bob", "2025-11-23 03:53:21", "77aa0011-12-3"],
+            ["ann", "2025-11-23 03:53:20Z", "4f1c2a3b-0-0"],
+            ["bob", "2025-11-23 03:53:21Z", "77aa0011-12-3"],
         ]
         assert run.err == ""
 
@@ -391,7 +391,7 @@ class TestClient:
         assert run("client", "ann", "--admin-token=t").status == 0
         rows = cells(run.out)
         assert rows[0] == ["ann is connected"]
-        assert ["since", "2025-11-23 03:53:20"] in rows
+        assert ["since", "2025-11-23 03:53:20Z"] in rows
         assert ["remote", "127.0.0.1"] in rows
         assert ["messages", "5 in, 6 out"] in rows
         assert rows.index(["last close:"]) < rows.index(["reason", "bye"])
@@ -683,8 +683,8 @@ class TestErrors:
         assert run("errors").status == 0
         assert cells(run.out) == [
             ["time", "worker", "cause", "client", "what"],
-            ["2025-11-23 03:53:20", "0", "timeout", "c1", "no"],
-            ["2025-11-23 03:53:20", "0", "timeout", "-", "no"],
+            ["2025-11-23 03:53:20Z", "0", "timeout", "c1", "no"],
+            ["2025-11-23 03:53:20Z", "0", "timeout", "-", "no"],
         ]
         assert run("errors", "--json").document == {"errors": [ERROR, other]}
 

@@ -63,7 +63,7 @@ def show_status_line(status: Object, rates: Rates) -> str:
         f"{rates.per_second('messages_sent')} out",
         f"{rates.per_second('requests_failed')} failed",
     )
-    return f"{time.strftime('%H:%M:%S')}  {state}  {'  '.join(figures)}"
+    return f"{time.strftime('%H:%M:%SZ', time.gmtime())}  {state}  {'  '.join(figures)}"
 
 
 def show_clients(clients: Sequence[Object]) -> Table:
@@ -302,9 +302,9 @@ def _duration(seconds: float | None) -> str:
 
 
 def _clock(time_s: float | None) -> str:
-    """Write a moment in local time."""
+    """Write a moment in UTC, as the log does."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s)) if time_s else _NONE
+        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(time_s)) if time_s else _NONE
     except (OverflowError, OSError, ValueError):  # no year of any calendar
         return str(time_s)
 

@@ -92,7 +92,7 @@ class TestPushPort:
         assert told["connection"]["generation"] == generation
         shown = ctl.run("client", client_id).stdout.decode()
         assert f"{client_id} is connected\n" in shown
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(generation / 1e6))
+        since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(generation / 1e6))
         assert re.search(rf"^since +{since}$", shown, re.MULTILINE)
 
         client.close()
