@@ -12,7 +12,7 @@ from typing import Final
 import httptools
 from websockets.utils import accept_key
 
-from .client_id import check_client_id
+from .client_id import normalise_client_id
 from .errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
 from .http_wire import ReplyReader
 from .settings import Settings
@@ -53,6 +53,8 @@ _PASSED_STATUSES: Final = frozenset((401, 403, 404, 409, 429))
 def split_target(target: bytes) -> tuple[bytes, bytes]:
     """Split an origin-form target into client id and query, the latter with its question mark.
 
+    The id is normalised, the query stays as it is.
+
     Raises:
         HandshakeError: if it is of another form, or its path is no client id.
     """
@@ -64,8 +66,7 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     client_id = path[1:]
     if b"/" in client_id:
         raise HandshakeError("the path must be one segment, the client id")
-    check_client_id(client_id)
-    return client_id, mark + query
+    return normalise_client_id(client_id), mark + query
 
 
 class RequestHead:

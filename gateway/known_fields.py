@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .client_id import MAX_CLIENT_ID_BYTES
+from .client_id import MAX_CLIENT_ID_BYTES, PCHAR
 from .frames import TEXT, is_utf8
 from .known_heads import KnownHeads
 
 # Ids that need no closer look, as nearly all: nothing encoded, and no `.`, `..` or `@` in front.
-_REQUEST_LINE: Final = re.compile(rb"POST /([A-Za-z0-9_~-][A-Za-z0-9._~-]*) HTTP/1\.1")
+_REQUEST_LINE: Final = re.compile(rb"POST /((?![.@])[%b]+) HTTP/1\.1" % PCHAR)
 _MAX_LINE_BYTES: Final = len(b"POST / HTTP/1.1") + MAX_CLIENT_ID_BYTES
 
 

@@ -20,6 +20,8 @@ from redis import RedisError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from ws2api.gateway.client_id import normalise_client_id
+from ws2api.gateway.errors import HandshakeError
 from ws2api.gateway.recent import CloseRecord
 from ws2api.gateway.settings import Address, Settings
 
@@ -292,8 +294,12 @@ def _worker(request: web.Request) -> int:
 
 
 def _client_id(request: web.Request) -> str:
-    """Return the id as it was sent: percent-encoded characters are a part of it."""
-    return request.raw_path.partition("?")[0].rpartition("/")[2]
+    """Return the id, normalised: what is still percent-encoded then is a part of it."""
+    sent = request.raw_path.partition("?")[0].rpartition("/")[2]
+    try:
+        return normalise_client_id(sent.encode("latin-1", errors="replace")).decode("ascii")
+    except HandshakeError as error:
+        raise RequestError(400, str(error)) from None
 
 
 def _describe_close(worker: int, record: CloseRecord) -> dict[str, Any]:

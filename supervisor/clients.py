@@ -13,9 +13,7 @@ from typing import Any, Final
 
 import aiohttp
 from redis.asyncio import Redis
-from ws2api.gateway.client_id import check_client_id
 from ws2api.gateway.disconnects import LEASES
-from ws2api.gateway.errors import HandshakeError
 from ws2api.gateway.settings import Address, Settings
 from yarl import URL
 
@@ -94,6 +92,9 @@ class Clients:
     async def describe(self, client_id: str) -> dict[str, Any] | None:
         """Return what its worker says of a client; None if it is not connected.
 
+        Args:
+            client_id: normalised.
+
         Raises:
             RequestError: if its worker cannot be asked.
         """
@@ -103,6 +104,9 @@ class Clients:
     async def close_client(self, client_id: str, code: str, reason: str) -> bool:
         """Close a client's connection; tell whether there was one.
 
+        Args:
+            client_id: normalised.
+
         Raises:
             RequestError: if its worker cannot be asked, or the code may not be sent.
         """
@@ -111,10 +115,6 @@ class Clients:
 
     async def _ask(self, method: str, client_id: str, **query: str) -> tuple[int, Any]:
         """Ask the push port about a client; return 200 with the JSON, or 404."""
-        try:
-            check_client_id(client_id.encode("latin-1", errors="replace"))
-        except HandshakeError as error:
-            raise RequestError(400, str(error)) from None
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
             self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)

@@ -433,9 +433,9 @@ class TestClient:
         assert not admin.received
         assert not push.received
 
-    def test_an_encoded_id_is_sent_as_it_is(self, run: Run, push: FakePort) -> None:
-        run("client", "b%C3%B6b~1")
-        assert push.requests == ["GET /b%C3%B6b~1"]
+    def test_an_encoded_id_is_sent_in_one_spelling(self, run: Run, push: FakePort) -> None:
+        run("client", "%62%c3%B6b~1*:")
+        assert push.requests == ["GET /b%C3%B6b~1*:"]
 
 
 class TestPush:

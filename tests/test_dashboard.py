@@ -308,6 +308,7 @@ def test_id_goes_out_as_the_client_wrote_it(admin: Dashboard, fake: FakeAdmin) -
         ("a/b?c#d", "a%2Fb%3Fc%23d"),
         ("é", "%C3%A9"),
         ("50%", "50%25"),
+        ("DE*A:B(E1)!", "DE*A:B(E1)!"),
     ]:
         admin.find(typed)
         admin.page.wait_for(f"shownClient?.path == '{path}'")

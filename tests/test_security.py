@@ -7,6 +7,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import httptools
 import pytest
@@ -104,7 +105,9 @@ HOSTILE_VALUES = st.one_of(
     st.binary(max_size=20),
     st.sampled_from((b"a\r\nEvil: 1", b"a\r\n\r\nGET /x HTTP/1.1\r\n", b"\0", b"a\r\n b", b"a\nb")),
 )
-IDS = st.from_regex(r"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2}){1,12}", fullmatch=True).map(str.encode)
+IDS = st.from_regex(r"(?:[!$&'()*-;=@A-Z_a-z~]|%[0-9A-Fa-f]{2}){1,12}", fullmatch=True).map(
+    str.encode
+)
 HOSTILE_IDS = st.text("a.%2fFeE0dDaA/\\@ \r\n", max_size=12).map(str.encode)
 QUERIES = st.text('a=&%0dD/?:"', max_size=20).map(lambda text: b"?" + text.encode())
 HOSTILE_QUERIES = st.text("a %0d#\\\r\n", max_size=20).map(lambda text: b"?" + text.encode())
@@ -163,7 +166,9 @@ def test_connect_is_one_request_with_what_the_client_said_and_nothing_else(
     )
     request = the_request_in(wire)
     assert (request["method"], request["body"]) == (b"GET", b"")
-    assert request["target"] == b"/ba%20se" + head.target
+    path, mark, query = head.target.partition(b"?")
+    assert request["target"] == b"/ba%20se/" + handshake.client_id + mark + query
+    assert unquote_to_bytes(b"/" + handshake.client_id) == unquote_to_bytes(path)
     *ours, last = request["headers"]
     assert ours[:3] == [
         (b"Host", b"api.example"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
+from ws2api.gateway.client_id import normalise_client_id
 from ws2api.gateway.errors import HandshakeError
 from ws2api.gateway.handshake import HandshakePolicy, RequestHead, error_response
 from ws2api.gateway.http_wire import ReplyReader, RequestEncoder
@@ -100,7 +102,11 @@ def _judge(policy: HandshakePolicy, data: bytes, expected: Head) -> None:
         handshake.client_id, handshake.query, 17, b"http://gateway:7002/x", handshake.header_lines
     )
     request = read_message(wire)
-    assert request.start_line == b"GET /base%b HTTP/1.1" % expected.target
+    path, mark, query = expected.target.partition(b"?")
+    client_id = handshake.client_id
+    assert normalise_client_id(client_id) == client_id
+    assert unquote_to_bytes(b"/" + client_id) == unquote_to_bytes(path)
+    assert request.start_line == b"GET /base/%b%b HTTP/1.1" % (client_id, mark + query)
     assert request.rest == b""
     names = [name for name, _ in request.fields]
     assert len(set(names)) == len(names), wire

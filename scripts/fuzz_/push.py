@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from ws2api.gateway import outcomes
 from ws2api.gateway.ask import Ask
+from ws2api.gateway.client_id import normalise_client_id
 from ws2api.gateway.counters import METRICS
 from ws2api.gateway.envelope import CLOSE, DESCRIBE, PUSH
 from ws2api.gateway.frames import BINARY, TEXT, is_utf8
@@ -168,7 +169,7 @@ def check(data: bytes) -> None:
 
 
 def _assert_sound(kind: int, client_id: bytes, generation: int, code: int, payload: bytes) -> None:
-    assert re.fullmatch(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2}){1,255}", client_id)
+    assert normalise_client_id(client_id) == client_id
     assert 0 <= generation < 1 << 64
     assert len(payload) <= (MAX_MESSAGE_SIZE if kind == PUSH else 123)
     if kind == PUSH:

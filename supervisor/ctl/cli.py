@@ -93,14 +93,14 @@ class Session:
             UsageError: if no client can have this id.
         """
         # Here, because this takes longer to load than all else, and not every command needs it.
-        from ws2api.gateway.client_id import check_client_id
+        from ws2api.gateway.client_id import normalise_client_id
         from ws2api.gateway.errors import HandshakeError
 
         try:
-            check_client_id(os.fsencode(self.options.id))
+            client_id = normalise_client_id(os.fsencode(self.options.id))
         except HandshakeError as error:
             raise UsageError(f"{self.options.id}: {error}") from None
-        return f"/{self.options.id}"
+        return f"/{client_id.decode('ascii')}"
 
 
 def _status(session: Session) -> int:
@@ -229,7 +229,7 @@ def _push(session: Session) -> int:
     if options.generation is not None:
         headers["Ws2api-Generation"] = str(options.generation)
     session.push.ask(Request("POST", path, body=_read_message(options), headers=headers))
-    session.report({"id": options.id, "delivered": True}, "delivered")
+    session.report({"id": path[1:], "delivered": True}, "delivered")
     return EXIT_DONE
 
 
@@ -253,7 +253,7 @@ def _close(session: Session) -> int:
         session.admin.ask(Request("DELETE", f"/clients{path}", query))
     else:
         session.push.ask(Request("DELETE", path, query))
-    session.report({"id": options.id, "closed": True}, "closed")
+    session.report({"id": path[1:], "closed": True}, "closed")
     return EXIT_DONE
 
 

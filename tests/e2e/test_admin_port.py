@@ -247,15 +247,29 @@ def test_last_close_outlives_its_worker(
     assert json_of(admin.get(f"clients/{client_id}"))["last_close"]["reason"] == "bye"
 
 
-@pytest.mark.parametrize("name", ["a%2Fb", "%2eann", "ann~._-", "x" * 255])
-def test_ids_are_as_the_client_sent_them(
-    gateway: GatewayProcess, admin: PushClient, name: str
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("a%2fb", "a%2Fb"),
+        ("%2e%61nn", ".ann"),
+        ("ann~._-", "ann~._-"),
+        ("x" * 255, "x" * 255),
+        ("DE*A'B*(E1)!$&+,;=:@", "DE*A'B*(E1)!$&+,;=:@"),
+    ],
+)
+def test_ids_have_one_spelling(
+    gateway: GatewayProcess, admin: PushClient, name: str, meant: str
 ) -> None:
-    gateway.connect(name)
-    assert json_of(admin.get(f"clients/{name}"))["connection"]["id"] == name
+    client = gateway.connect(name)
+    for spelling in (name, meant):
+        found = json_of(admin.get(f"clients/{spelling}"))
+        assert found["id"] == found["connection"]["id"] == meant
+    assert admin.delete(f"clients/{name}", code=4001).status == 200
+    client.assert_closed(4001, "")
+    until(lambda: json_of(admin.get(f"clients/{name}"))["last_close"]["code"] == 4001)
 
 
-@pytest.mark.parametrize("name", ["@all", "a%zz", "a!b", "x" * 256, "a%20b%0"])
+@pytest.mark.parametrize("name", ["@all", "a%zz", "a|b", "x" * 256, "a%20b%0"])
 def test_refuses_what_is_no_id(admin: PushClient, name: str) -> None:
     assert "client id" in error_of(admin.get(f"clients/{name}"), 400)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,6 +134,25 @@ class TestDelivery:
             assert pushes.push(client_id, "stale", generation=former).status == 412
             assert pushes.push(client_id, "fresh").status == 200
             assert client.receive() == "fresh"
+
+    def test_in_any_spelling_of_the_id(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        tail = "*DE:1+'!;a=(b)&$,@%2F%C3%BC~"
+        first, second = connect_apart(gateway, api, client_id + tail)
+        for receiver in (first, second):
+            sent = receiver.client_id.replace("~", "%7e").replace("%2F", "%2f")
+            renewed = gateway.connect(sent)
+            receiver.client.assert_closed(4008, "replaced")
+            pushes = gateway.push_client(first.worker_address)
+            for spelling in (receiver.client_id, sent):
+                assert pushes.push(spelling, "to the one client").status == 200
+                assert renewed.receive() == "to the one client"
+                assert json.loads(pushes.get(spelling).body)["id"] == receiver.client_id
+            renewed.close()
+            api.wait_for_one(receiver.client_id, "DELETE")
+            escaped = receiver.client_id.replace("*", "%2A")
+            assert pushes.push(escaped, "another client").status == 404
 
     def test_to_nobody(self, gateway: GatewayProcess, client_id: str) -> None:
         for _ in range(2 * WORKERS):
