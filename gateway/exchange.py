@@ -15,6 +15,7 @@ DISCONNECT: Final = 2
 class Owner(Protocol):
     """Wait for the outcome of an exchange; exactly one of the three is called, once."""
 
+    client_id: bytes
     left: bool
     """Whether the client is gone, so that a connect need not be sent any more."""
     retry_safe: bool

@@ -8,11 +8,12 @@ socket.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from . import counters as c
 from .backoff import backoff
+from .breaker import MAX_RETRY_AFTER_S
 from .departures import Departures
 from .errors import ApiAbandoned, ApiError, ApiTimeout, ApiUnreachable
 from .exchange import CONNECT, DISCONNECT, Exchange
@@ -74,9 +75,14 @@ class Line:
         else:
             self.queue.appendleft(exchange)
 
-    def retry_later(self, exchange: Exchange, now: float) -> bool:
-        """Put a message aside for another attempt; tell whether there is time for one."""
-        due = now + backoff(exchange.attempts, _MIN_BACKOFF_S, _MAX_BACKOFF_S)
+    def retry_later(self, exchange: Exchange, now: float, retry_after_s: float = 0.0) -> bool:
+        """Put a message aside for another attempt; tell whether there is time for one.
+
+        Args:
+            retry_after_s: pause that the API has asked for, 0 if none.
+        """
+        pause_s = backoff(exchange.attempts, _MIN_BACKOFF_S, _MAX_BACKOFF_S)
+        due = now + max(pause_s, min(retry_after_s, MAX_RETRY_AFTER_S))
         if due >= exchange.started + self._timeout_s:
             return False
         self._slot[c.REQUESTS_RETRIED] += 1
@@ -93,6 +99,38 @@ class Line:
                 return exchange
             self.fail_soon(exchange, ApiUnreachable("the client has left"))
         return self.departures.next()
+
+    def next_trial(self, suspects: Container[bytes], *, asks_all: bool) -> Exchange | None:
+        """Take out the request that is to find out whether the API is back.
+
+        It is of a client whose requests have not failed, where there is one: the fault may be in
+        them. A DELETE goes only when no such client has another.
+
+        Args:
+            suspects: the clients whose requests have failed.
+            asks_all: whether one of theirs, or a DELETE, may go if there is no other.
+        """
+        exchange = self._take_first(lambda queued: queued.owner.client_id not in suspects)
+        if exchange is None and asks_all:
+            exchange = self.departures.next() or self._take_first(lambda queued: True)
+        return exchange
+
+    def has_trial(self, suspects: Container[bytes], *, asks_all: bool) -> bool:
+        """Tell whether there would be one; this costs no more than there are suspects."""
+        if any(queued.owner.client_id not in suspects for queued in self.queue):
+            return True
+        return asks_all and self.ready > 0
+
+    def _take_first(self, fits: Callable[[Exchange], bool]) -> Exchange | None:
+        """Take out the first connect or message that fits and is still wanted."""
+        for exchange in [*self.queue]:
+            if not fits(exchange):
+                continue
+            self.queue.remove(exchange)
+            if exchange.event != CONNECT or exchange.attempts or not exchange.owner.left:
+                return exchange
+            self.fail_soon(exchange, ApiUnreachable("the client has left"))
+        return None
 
     # Requests that end here.
 

@@ -148,9 +148,9 @@ class Upstream:
         """Do the same when the breaker wants to know, or the request may go again."""
         now, status, event = self._sweeper.now, reply.status, exchange.event
         if status == 503:
-            self._learn_of_failure(connection.sent_at, "status 503", reply.retry_after_s)
+            self._learn_of_refusal(exchange, connection.sent_at, "status 503", reply.retry_after_s)
         elif self._is_doubtful:
-            self._learn_of_success(connection.sent_at)
+            self._learn_of_success(exchange, connection.sent_at)
         ok = status == 200 or (event == MESSAGE and status == 204)
         goes_again = False
         if event == DISCONNECT:
@@ -163,7 +163,7 @@ class Upstream:
             self._pool.drop(connection)
             self._pump(now)
         if event == MESSAGE and status == 503:
-            goes_again = self._line.retry_later(exchange, now)
+            goes_again = self._line.retry_later(exchange, now, reply.retry_after_s)
         if not goes_again:
             self._slot[c.REQUESTS_SUCCEEDED if ok else c.REQUESTS_FAILED] += 1
             exchange.owner.on_reply(exchange, reply)
@@ -189,7 +189,7 @@ class Upstream:
                 self._breaker.on_nothing(connection.sent_at)
                 self._pool.drop_aside()  # they have been idle for longer
             else:
-                self._learn_of_failure(connection.sent_at, "closed without an answer")
+                self._learn_of_refusal(exchange, connection.sent_at, "closed without an answer")
             if closed_while_idle and exchange.attempts < _QUICK_ATTEMPTS:
                 self._line.put_back(exchange)
             else:
@@ -225,13 +225,19 @@ class Upstream:
     def _turns_away(self, now: float) -> bool:
         """Tell whether a connect cannot go; one may, to find out whether the API is back."""
         room = self._breaker.room(now)
-        return not self._breaker.is_proven and room <= len(self._queue) + self._pool.opening
+        if self._breaker.is_proven:
+            return False
+        suspects = self._breaker.suspects
+        return room <= self._pool.opening or self._line.has_trial(suspects, asks_all=False)
 
     def _pump(self, now: float) -> None:
         """Send what waits on the connections that are free, and open more for the rest."""
         if not self._queue and not self._leaving:
             return
         room = self._breaker.room(now)
+        if not self._breaker.is_proven:
+            self._try_out(room, now)
+            return
         free = self._pool.free
         while room > 0 and free:
             exchange = self._line.next()
@@ -241,6 +247,20 @@ class Upstream:
             free.pop().send(exchange, now)
             room -= 1
         self._pool.open(min(room, self._line.ready))
+
+    def _try_out(self, room: int, now: float) -> None:
+        """Find out whether the API is back."""
+        breaker, line, free = self._breaker, self._line, self._pool.free
+        suspects, asks_all = breaker.suspects, breaker.asks_suspects(now)
+        while room > 0 and free:
+            exchange = line.next_trial(suspects, asks_all=asks_all)
+            if exchange is None:
+                return
+            breaker.admit()
+            free.pop().send(exchange, now)
+            room -= 1
+        if room > 0 and line.has_trial(suspects, asks_all=asks_all):
+            self._pool.open(1)
 
     # Connections.
 
@@ -260,21 +280,34 @@ class Upstream:
         cause = str(error) or type(error).__name__
         # An API that is just coming back may want no more connections than it has.
         if not (pool.members and breaker.state != CLOSED and breaker.is_proven):
-            self._learn_of_failure(began_at, cause)
+            self._learn_of_failure(began_at, None, cause)
         if not pool.members and not pool.opening:
             self._outage.may_begin(cause, self._sweeper.now)
             self._line.turn_away_connects()
 
     # The breaker.
 
-    def _learn_of_success(self, sent_at: float) -> None:
+    def _learn_of_success(self, exchange: Exchange, sent_at: float) -> None:
+        if exchange.event == DISCONNECT and self._breaker.state == CLOSED:
+            return  # who takes DELETEs may refuse messages all the same
         waits = bool(self._queue or self._leaving)
         self._breaker.on_success(self._sweeper.now, sent_at, something_waits=waits)
         self._follow_breaker("")
 
-    def _learn_of_failure(self, sent_at: float, cause: str, retry_after_s: float = 0.0) -> None:
+    def _learn_of_refusal(
+        self, exchange: Exchange, sent_at: float, cause: str, retry_after_s: float = 0.0
+    ) -> None:
+        """Learn what befell one request; a DELETE's failure is no reason to ask less."""
+        if exchange.event == DISCONNECT:
+            self._breaker.on_old_news(self._sweeper.now, sent_at)
+        else:
+            self._learn_of_failure(sent_at, exchange.owner.client_id, cause, retry_after_s)
+
+    def _learn_of_failure(
+        self, sent_at: float, client: bytes | None, cause: str, retry_after_s: float = 0.0
+    ) -> None:
         was_open = self._breaker.state == OPEN
-        self._breaker.on_failure(self._sweeper.now, sent_at, retry_after_s)
+        self._breaker.on_failure(self._sweeper.now, sent_at, client, retry_after_s)
         self._follow_breaker(cause)
         if self._breaker.state == OPEN and not was_open:
             self._line.turn_away_connects()

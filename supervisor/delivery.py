@@ -312,7 +312,8 @@ class Delivery:
         elif outcome.verdict is Verdict.LATE:
             breaker.on_nothing(sent_at)
         else:
-            breaker.on_failure(now, sent_at)
+            # Whoever it was that left: nobody waits for a DELETE.
+            breaker.on_failure(now, sent_at, None)
         is_closed = breaker.state == CLOSED
         if was_closed and not is_closed:
             _log.warning("the API takes no disconnects", reason=outcome.reason)

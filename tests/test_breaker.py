@@ -14,6 +14,7 @@ from ws2api.gateway.breaker import (
     MAX_PAUSE_S,
     MAX_RETRY_AFTER_S,
     MIN_PAUSE_S,
+    MOST_SUSPECTS,
     OPEN,
     Breaker,
 )
@@ -28,6 +29,7 @@ class Api:
     def __init__(self, limit: int = LIMIT) -> None:
         self.breaker = Breaker(limit)
         self.now = 1000.0
+        self._clients = 0
 
     def passes(self, seconds: float) -> None:
         self.now += seconds
@@ -47,11 +49,23 @@ class Api:
             self.breaker.on_success(self.now, sent, something_waits=waits)
 
     def fails(
-        self, count: int = 1, *, sent_at: float | None = None, retry_after_s: float = 0.0
+        self,
+        count: int = 1,
+        *,
+        sent_at: float | None = None,
+        retry_after_s: float = 0.0,
+        client: bytes = b"",
     ) -> None:
+        """Fail for one client, or for another one each time."""
         for _ in range(count):
+            self._clients += 1
+            who = client or b"client-%d" % self._clients
             sent = self.now if sent_at is None else sent_at
-            self.breaker.on_failure(self.now, sent, retry_after_s)
+            self.breaker.on_failure(self.now, sent, who, retry_after_s)
+
+    def refuses_connections(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.breaker.on_failure(self.now, self.now, None)
 
     def pause(self) -> float:
         """Let the pause pass; return its length."""
@@ -148,8 +162,96 @@ def test_failure_of_the_probe_opens_it_again_at_once() -> None:
 
 def test_failure_that_belongs_to_no_request_opens_it_as_well() -> None:
     api = Api().is_half_open()
-    api.fails()  # no connection could be opened for the probe
+    api.refuses_connections()  # for the probe
     assert api.breaker.state == OPEN
+    api.pause()
+    api.sends()
+    api.answers()
+    api.refuses_connections()
+    assert api.breaker.state == OPEN
+
+
+def test_opens_at_the_fifth_refused_connection() -> None:
+    api = Api()
+    api.refuses_connections(FAILURES_TO_OPEN - 1)
+    assert api.breaker.state == CLOSED
+    api.refuses_connections()
+    assert api.breaker.state == OPEN
+
+
+def test_failures_of_one_client_count_once() -> None:
+    api = Api()
+    api.fails(100, client=b"ann")
+    assert (api.breaker.state, api.room) == (CLOSED, LIMIT)
+    assert list(api.breaker.suspects) == [b"ann"]
+    api.fails(FAILURES_TO_OPEN - 2)
+    assert api.breaker.state == CLOSED
+    api.fails()
+    assert api.breaker.state == OPEN
+
+
+def test_nobody_is_suspected_any_more_when_somebody_has_been_answered() -> None:
+    api = Api()
+    api.fails(client=b"ann")
+    api.answers()
+    assert api.breaker.is_calm and not api.breaker.suspects
+    api.is_half_open()
+    api.sends()
+    api.answers(waits=False)
+    assert api.breaker.is_calm and not api.breaker.suspects
+
+
+def test_suspect_that_is_the_probe_tells_nothing_new() -> None:
+    api = Api()
+    api.fails(client=b"ann")
+    api.is_half_open()
+    api.sends()
+    api.fails(client=b"ann")
+    assert (api.breaker.state, api.room) == (HALF_OPEN, 1), "for others"
+    assert not api.breaker.is_proven
+
+
+@pytest.mark.parametrize("is_suspect", [True, False])
+def test_what_would_be_no_news_is_asked_less_and_less_often(is_suspect: bool) -> None:
+    api = Api()
+    api.fails(client=b"ann")
+    api.is_half_open()
+    pauses = []
+    for _ in range(10):
+        assert api.breaker.asks_suspects(api.now)
+        api.sends()
+        begin = api.now
+        if is_suspect:
+            api.fails(client=b"ann")
+        else:
+            api.breaker.on_old_news(api.now, api.now)
+        while not api.breaker.asks_suspects(api.now):
+            assert (api.breaker.state, api.room) == (HALF_OPEN, 1)
+            api.passes(0.01)
+        pauses.append(api.now - begin)
+    assert pauses[0] <= 2 * MIN_PAUSE_S + 0.02
+    assert all(MAX_PAUSE_S / 2 <= pause <= MAX_PAUSE_S + 0.02 for pause in pauses[6:])
+
+
+def test_one_client_s_failures_do_not_end_what_has_begun_well() -> None:
+    api = Api().is_half_open()
+    api.sends()
+    api.answers()
+    api.sends(2)
+    api.fails(2, client=b"ann")
+    assert (api.breaker.state, api.room) == (HALF_OPEN, 2)
+    api.fails(FAILURES_TO_OPEN - 1)
+    assert api.breaker.state == OPEN
+
+
+def test_remembers_a_bounded_number_of_suspects() -> None:
+    api = Api()
+    for _ in range(3 * MOST_SUSPECTS):
+        api.fails()
+        if api.breaker.state == OPEN:
+            api.pause()
+        api.sends()
+    assert len(api.breaker.suspects) == MOST_SUSPECTS
 
 
 def test_window_doubles_with_each_round_trip() -> None:
@@ -240,6 +342,20 @@ def test_relapse_is_not_taken_for_a_first_failure() -> None:
     assert api.pause() <= MIN_PAUSE_S + 0.02
 
 
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 3)), max_size=60))
+def test_one_client_s_failures_never_keep_others_out(steps: list[tuple[bool, float]]) -> None:
+    api = Api()
+    for is_answered, later_s in steps:
+        assert api.breaker.state == CLOSED
+        sent_at = api.now
+        api.passes(later_s)
+        if is_answered:
+            api.answers(sent_at=sent_at)
+        else:
+            api.fails(sent_at=sent_at, client=b"ann", retry_after_s=5)
+    assert api.room == LIMIT
+
+
 Step = Callable[[Api, list[float]], None]
 
 
@@ -259,6 +375,15 @@ def _fail(api: Api, under_way: list[float]) -> None:
         api.fails(sent_at=under_way.pop(0))
 
 
+def _fail_again(api: Api, under_way: list[float]) -> None:
+    if under_way:
+        api.fails(sent_at=under_way.pop(0), client=b"ann")
+
+
+def _refuse(api: Api, under_way: list[float]) -> None:
+    api.refuses_connections()
+
+
 def _forget(api: Api, under_way: list[float]) -> None:
     if under_way:
         api.breaker.on_nothing(under_way.pop())
@@ -272,13 +397,17 @@ def _wait(api: Api, under_way: list[float]) -> None:
     api.passes(5)
 
 
-@given(st.lists(st.sampled_from([_send, _send, _answer, _fail, _fail, _forget, _tick, _wait])))
+STEPS = [_send, _send, _answer, _fail, _fail, _fail_again, _refuse, _forget, _tick, _wait]
+
+
+@given(st.lists(st.sampled_from(STEPS)))
 def test_lets_somebody_go_in_the_end_whatever_has_happened(steps: list[Step]) -> None:
     api = Api(limit=4)
     under_way: list[float] = []
     for step in steps:
         step(api, under_way)
         assert 0 <= api.room <= 4 or api.breaker.state == HALF_OPEN
+        assert len(api.breaker.suspects) <= MOST_SUSPECTS
         if api.breaker.state == OPEN:
             assert api.room == 0
         if api.breaker.state == HALF_OPEN and not api.breaker.is_proven:

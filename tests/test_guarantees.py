@@ -18,7 +18,8 @@ def names_in(body: list[ast.stmt], path: list[str]) -> bool:
     if not path:
         return True
     for node in body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == path[0]:
+        kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and node.name == path[0]:
             return names_in(node.body, path[1:])
     return False
 

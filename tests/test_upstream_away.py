@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import structlog
@@ -422,7 +424,7 @@ async def test_connections_that_were_closed_unnoticed_do_not_count_against_the_a
 async def test_api_that_hangs_up_on_every_connection_is_away() -> None:
     async with gateway(api_timeout=1_000) as gw:
         gw.api.hangs_up_at_once = True
-        sent = gw.posts(retry_safe=True)
+        sent = [gw.posts(f"{i}", retry_safe=True) for i in range(2 * FAILURES_TO_OPEN)]
         await gw.passes(10)
         assert gw.is_away
         accepted = gw.api.accepted
@@ -431,7 +433,8 @@ async def test_api_that_hangs_up_on_every_connection_is_away() -> None:
         gw.api.hangs_up_at_once = False
         gw.api.on_request = Arrived.answers
         await gw.passes(2 * LONGEST_PAUSE_S)
-        await sent.is_answered()
+        for each in sent:
+            await each.is_answered()
 
 
 @in_loop
@@ -455,6 +458,131 @@ async def test_api_that_wants_no_more_connections_is_asked_for_one_per_tick() ->
             requests.pop(0).answers()
             requests.append(await gw.api.next())
         assert gw.loop.dialled == dialled + FAILURES_TO_OPEN
+        assert not gw.is_away
+
+
+# One client's failures.
+
+
+def fails_for_ann(fault: Callable[[Arrived], None], request: Arrived) -> None:
+    """Do to all of ann's what the test says, and answer everybody else."""
+    if request.name == "ann":
+        fault(request)
+    else:
+        request.answers()
+
+
+@pytest.mark.parametrize("fault", [hangs_up, refuses])
+@in_loop
+async def test_one_client_s_failures_keep_nobody_else_waiting(
+    fault: Callable[[Arrived], None],
+) -> None:
+    async with gateway(api_timeout=1_000) as gw:
+        gw.api.on_request = partial(fails_for_ann, fault)
+        anns = gw.posts("ann", retry_safe=True)
+        await gw.passes(10)
+        assert anns.exchange.attempts > FAILURES_TO_OPEN
+        assert not gw.is_away
+        for _ in range(2 * FAILURES_TO_OPEN):
+            with contextlib.suppress(AssertionError):
+                await gw.connects("ann").reply()
+        for _ in range(2):
+            await gw.connects("bob").is_answered()
+            await gw.posts("bob").is_answered()
+        assert gw.slot[c.BREAKER_OPENED] == 0
+        assert not anns.is_done
+
+
+@in_loop
+async def test_message_waits_for_as_long_as_the_api_asks_for() -> None:
+    async with gateway() as gw:
+        sent = gw.posts()
+        (await gw.api.next()).answers(503, b"", "Retry-After: 3")
+        await gw.comes_to_show(retries=1)
+        gw.advance(3 - TICK_S)
+        await gw.api.nothing_more_arrives()
+        gw.advance(2 * TICK_S)
+        (await gw.api.next()).answers()
+        await sent.is_answered()
+
+
+@in_loop
+async def test_another_client_s_request_finds_out_whether_the_api_is_back() -> None:
+    async with gateway() as gw:
+        await opens(gw)
+        suspects = [gw.posts(f"open{i}") for i in range(FAILURES_TO_OPEN)]
+        other = gw.posts("other")
+        gw.advance(2 * TICK_S)
+        request = await gw.api.next()
+        assert request.name == "other"
+        request.answers()
+        await other.is_answered()
+        for _ in suspects:
+            (await gw.api.next()).answers()
+        for each in suspects:
+            await each.is_answered()
+
+
+@in_loop
+async def test_suspect_s_request_goes_where_there_is_no_other_and_keeps_no_connect_out() -> None:
+    async with gateway() as gw:
+        await opens(gw)
+        suspect = gw.posts("open0")
+        gw.advance(2 * TICK_S)
+        (await gw.api.next()).answers(503)
+        await gw.comes_to_show(retries=1)
+        connect = gw.connects("other")
+        (await gw.api.next()).answers()
+        await connect.is_answered()
+        request = await gw.tries_again()
+        assert request.name == "open0"
+        request.answers()
+        await suspect.is_answered()
+        assert gw.slot[c.BREAKER_OPENED] == 1
+
+
+@pytest.mark.parametrize("fault", [hangs_up, refuses])
+@in_loop
+async def test_disconnects_that_fail_keep_nobody_out(fault: Callable[[Arrived], None]) -> None:
+    async with gateway() as gw:
+        sent = [gw.reports(f"{i}") for i in range(2 * FAILURES_TO_OPEN)]
+        for _ in sent:
+            fault(await gw.api.next())
+        await gw.comes_to_show(disconnects_retries=len(sent))
+        assert not gw.is_away
+        connect = gw.connects()
+        (await gw.api.next()).answers()
+        await connect.is_answered()
+
+
+@in_loop
+async def test_disconnects_that_are_taken_do_not_hide_that_messages_are_not() -> None:
+    async with gateway() as gw:
+        for i in range(FAILURES_TO_OPEN):
+            gw.posts(f"{i}")
+            (await gw.api.next()).answers(503)
+            report = gw.reports(f"gone{i}")
+            (await gw.api.next()).answers()
+            await report.is_answered()
+        assert gw.is_away
+
+
+@in_loop
+async def test_disconnect_finds_out_whether_the_api_is_back_where_nothing_else_waits() -> None:
+    async with gateway() as gw:
+        await opens(gw)
+        sent = [gw.reports(f"{i}") for i in range(3)]
+        gw.advance(2 * TICK_S)
+        (await gw.api.next()).answers(503)
+        await gw.settles()
+        await gw.api.nothing_more_arrives()
+        connect = gw.connects()
+        (await gw.api.next()).answers(503)
+        await connect.is_answered(503)
+        gw.api.on_request = Arrived.answers
+        await gw.passes(2 * LONGEST_PAUSE_S)
+        for each in sent:
+            await each.is_answered()
         assert not gw.is_away
 
 

@@ -201,6 +201,7 @@ class Sent:
         self.left = left
         self.retry_safe = retry_safe
         self.name = name
+        self.client_id = name.encode()
         wire = f"{METHODS[event]} /{name} HTTP/1.1\r\nHost: api\r\nContent-Length: 0\r\n\r\n"
         self.exchange = Exchange(self, event, wire.encode())
         self._outcome: asyncio.Future[Reply | ApiError | Parked] = asyncio.Future()
