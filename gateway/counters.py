@@ -31,6 +31,9 @@ STATE: Final = _internal("state", "One of the STATE_… values.")
 HEARTBEAT_US: Final = _internal("heartbeat", "Monotonic time of the last beat of the loop, in µs.")
 PID: Final = _internal("pid", "Process id of the worker that writes this bank.")
 STARTED_S: Final = _internal("started", "Unix time at which the worker started, in seconds.")
+STARTED_US: Final = _internal(
+    "started_monotonic", "The same by the clock of the heartbeats, which nobody sets, in µs."
+)
 FORK: Final = _internal(
     "fork",
     "Number of the fork, plus 1, whose process uses this bank; 0 for none (by the supervisor).",

@@ -97,7 +97,9 @@ return 1
 )
 
 # KEYS: prefix. ARGV: worker, bound of the stream, 1 if the worker is known to be dead, else its
-# lease decides; ms for which a connect may be decided, so that younger ones are left for later.
+# lease decides; ms for which a connect may be decided, so that younger ones are left for later;
+# the end of the lease that was found to be over, so that a worker that has renewed it meanwhile
+# lives, whatever Redis' clock says (without it the clock decides).
 # Moves a batch of what the worker left to the stream.
 # Returns how many were moved, how many were not because the client has reconnected, and whether
 # there is more; or nil when the worker lives, or another reaper has finished with it.
@@ -115,7 +117,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lease = tonumber(redis.call('ZSCORE', prefix .. 'leases', worker) or now + 1)
 local is_dead = ARGV[3] == '1' or lease == 0
 local hold = tonumber(ARGV[4] or 0)
-if not is_dead and lease > now then return false end
+local seen = tonumber(ARGV[5])
+if not is_dead and (seen and lease ~= seen or not seen and lease > now) then return false end
 
 local moved, reconnected = 0, 0
 local function is_back(id, generation)

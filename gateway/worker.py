@@ -257,6 +257,7 @@ class Worker:
         slot, assignment = self._slot, self._assignment
         slot[c.PID] = os.getpid()
         slot[c.STARTED_S] = int(time.time())
+        slot[c.STARTED_US] = time.monotonic_ns() // 1000
         slot[c.STATE] = c.STATE_STARTING
         slot[c.MOST_CLIENTS] = self._hub.most_clients
         self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)

@@ -176,8 +176,7 @@ class CountersCollector(Collector):
             slot = self._counters.current(worker)
             if serves(slot):
                 # A worker that has never heard from itself counts from its start.
-                began_s = now_s - time.time() + slot[c.STARTED_S]
-                last_s = slot[c.PROBED_US] * MICRO or began_s
+                last_s = (slot[c.PROBED_US] or slot[c.STARTED_US]) * MICRO
                 family.add_metric([str(worker)], max(0.0, now_s - last_s))
         return family
 

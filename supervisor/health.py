@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -81,7 +80,8 @@ class Health:
     def _deafness(self, bank: Bank) -> str:
         """Say since when a worker has not heard from itself; nothing if it has."""
         if bank[c.PROBED_US] == 0:
-            return "never seen" if time.time() - bank[c.STARTED_S] >= PROBE_LIMIT_S else ""
+            lives_s = (self._monotonic_us() - bank[c.STARTED_US]) / 1e6
+            return "never seen" if lives_s >= PROBE_LIMIT_S else ""
         silent_s = (self._monotonic_us() - bank[c.PROBED_US]) / 1e6
         return f"last seen {silent_s:.0f} s ago" if silent_s >= PROBE_LIMIT_S else ""
 

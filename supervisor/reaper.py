@@ -28,6 +28,7 @@ from ws2api.gateway.settings import Settings
 from .api_client import ApiClient
 from .delivery import MAX_AT_ONCE, Delivery, end_tasks
 from .disconnect_queue import DisconnectQueue
+from .redis_clock import RedisClock
 
 _WATCH_EVERY_S: Final = 1.0
 _MEASURE_EVERY_S: Final = 2.0
@@ -46,6 +47,9 @@ _STOP_S: Final = 3.0
 _LEAVE_S: Final = 0.5
 _POLL_S: Final = 0.02
 _LOG_EVERY_S: Final = 30.0
+# A worker that lives renews for LEASE_S; what ends later than this was written before Redis' clock
+# was put back.
+_LATEST_END_MS: Final = (LEASE_S + 60.0) * 1000
 
 # What redis-py raises when Redis is not there; a BusyLoadingError is a ConnectionError to it.
 _AWAY: Final = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError)
@@ -81,6 +85,10 @@ class _Leases:
     until_ms: dict[str, float]
     now_ms: float
 
+    def has_run_out(self, until_ms: float) -> bool:
+        """Tell whether a lease is that of a worker that renews no more."""
+        return not self.now_ms < until_ms < self.now_ms + _LATEST_END_MS
+
 
 class Reaper:
     """Watch the leases, deliver the stream, keep the figures.
@@ -92,8 +100,9 @@ class Reaper:
         living: returns the names of this gateway's workers that live. It is asked after the
             leases were read, so that a worker that has just taken its first is among them.
         figures: the row of the reaper in the counters.
-        trust_s: for how long Redis must have answered without a break before a lease that has run
-            out is believed: in that time every worker that lives has renewed its own.
+        trust_s: for how long Redis must have answered without a break, and its clock have agreed
+            with this process', before a lease that has run out is believed: in that time every
+            worker that lives has renewed its own.
     """
 
     def __init__(
@@ -137,6 +146,7 @@ class Reaper:
         self._hurried = False
         self._undisturbed_since = 0.0
         self._heard_at = 0.0
+        self._clock = RedisClock(trust_s, 0.0)
         # Worker of this gateway → when to see whether there is something of it in Redis yet.
         self._look_again_at: dict[str, float] = {}
         # Names of the loops to which Redis does not answer.
@@ -148,6 +158,7 @@ class Reaper:
         self._api = ApiClient(self._settings, MAX_AT_ONCE)
         self._delivery = Delivery(self._queue, self._api, self._settings.reap_rate, self._figures)
         self._undisturbed_since = self._heard_at = time.monotonic()
+        self._clock = RedisClock(self._trust_s, self._heard_at)
         loops: dict[str, tuple[_Step, float]] = {
             "watch": (self._watch, _WATCH_EVERY_S),
             "measure": (self._measure, _MEASURE_EVERY_S),
@@ -243,13 +254,17 @@ class Reaper:
     # Lost workers.
 
     async def _watch(self) -> None:
-        """Take over from every worker that is dead."""
+        """Take over from every worker that is dead.
+
+        Of this gateway's own it is known who lives, so no lease is needed to tell.
+        """
         leases = await self._read_leases()
         living = self._living()
         failure: exceptions.ResponseError | None = None
         for worker, until_ms in [*leases.until_ms.items(), *self._second_looks()]:
-            is_known = worker.startswith(self._family) and worker not in living
-            has_run_out = until_ms <= leases.now_ms and self._trusts_redis
+            is_own = worker.startswith(self._family)
+            is_known = is_own and worker not in living
+            has_run_out = leases.has_run_out(until_ms) and self._trusts_redis and not is_own
             if is_known or until_ms == 0 or has_run_out:
                 try:
                     await self._take_over_from(worker, until_ms, is_known=is_known)
@@ -273,13 +288,24 @@ class Reaper:
         entries: list[Any] = await self._ask(
             self._redis.zrange(self._prefix + LEASES, 0, -1, withscores=True)
         )
+        began = time.monotonic()
         now_s, now_us = await self._ask(self._redis.time())
+        self._look_at_clock(now_s + now_us / 1e6, began)
         until_ms = {worker.decode("ascii"): float(score) for worker, score in entries}
         return _Leases(until_ms, now_s * 1000 + now_us / 1000)
 
+    def _look_at_clock(self, redis_s: float, began: float) -> None:
+        """Believe no lease for a while when Redis' clock and this process' disagree."""
+        jump_s = self._clock.sample(redis_s, began, self._heard_at)
+        if jump_s:
+            _log.warning("the clock of Redis has jumped, leases are not believed", by_s=jump_s)
+            if self._delivery is not None:
+                self._delivery.on_redis_lost()  # who is silent for long is told by that clock, too
+
     @property
     def _trusts_redis(self) -> bool:
-        return time.monotonic() - self._undisturbed_since >= self._trust_s
+        since = max(self._undisturbed_since, self._clock.agreed_since)
+        return time.monotonic() - since >= self._trust_s
 
     async def _take_over_from(self, worker: str, until_ms: float, *, is_known: bool) -> None:
         """Move what a worker left to the stream, batch by batch; stop if it turns out to live."""
@@ -290,7 +316,8 @@ class Reaper:
             while more and (is_known or until_ms == 0 or self._trusts_redis):
                 reply = await self._ask(
                     self._take_over(
-                        keys=[self._prefix], args=[worker, bound, int(is_known), self._hold_ms]
+                        keys=[self._prefix],
+                        args=[worker, bound, int(is_known), self._hold_ms, until_ms],
                     )
                 )
                 if reply is None:

@@ -279,6 +279,94 @@ class TestLostWorkers:
 
         run(scenario())
 
+    def test_of_its_own_that_live_never(self, store: Store, server: ValkeyProcess) -> None:
+        """Redis' clock was put forward: all leases look as if they had run out."""
+        for worker in ("one-0-0", "one-1-0", "two-0-0"):
+            store.open(worker, f"of-{worker}")
+            store.expire(worker)
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url, living={"one-0-0", "one-1-0"}):
+                await until(lambda: api.deletes and is_empty(store))
+                assert api.deletes == [lost("of-two-0-0")]
+                await watches(store)
+            assert api.deletes == [lost("of-two-0-0")]
+
+        run(scenario())
+        leases = store.redis.zrange(store.key(LEASES), 0, -1)
+        assert leases == [b"one-0-0", b"one-1-0"]
+
+    def test_not_while_the_clock_of_redis_disagrees(
+        self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if it were put forward by 30 s, so that a lease that was taken just now is over."""
+        store.open("two-0-0", "ann")
+        store.renew("two-0-0", 20_000)
+        jump_s = 0
+
+        async def scenario() -> None:
+            nonlocal jump_s
+            async with an_api() as api, reaping(api, server.url, trust_s=1.0) as one:
+                redis = one.reaper._redis
+
+                async def time_of_redis() -> tuple[int, int]:
+                    seconds, micros = await redis.execute_command("TIME")
+                    return seconds + jump_s, micros
+
+                monkeypatch.setattr(redis, "time", time_of_redis)
+                await until(lambda: one.reaper._trusts_redis)
+                jump_s = 30
+                await until(lambda: jumps(logs))
+                assert not api.deletes
+                assert not one.reaper._trusts_redis
+                jumped_at = time.monotonic()
+                await until(lambda: api.deletes)
+                assert time.monotonic() - jumped_at > 0.9, "it did not renew, so it is gone"
+                assert api.deletes == [lost("ann")]
+
+        with capture_logs() as logs:
+            run(scenario())
+        assert len(jumps(logs)) == 1
+
+    def test_one_that_renews_at_the_last_moment_lives(
+        self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever Redis' clock says by then: another end of the lease is a sign of life."""
+        store.open("two-0-0", "ann")
+        store.expire("two-0-0")
+        read = Reaper._read_leases
+        reads = 0
+
+        async def read_then_renew(reaper: Reaper) -> Any:
+            nonlocal reads
+            reads += 1
+            leases = await read(reaper)
+            store.redis.zadd(store.key(LEASES), {"two-0-0": 1 + reads})
+            return leases
+
+        monkeypatch.setattr(Reaper, "_read_leases", read_then_renew)
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url):
+                await until(lambda: reads > 3)
+                assert not api.deletes
+
+        run(scenario())
+        assert store.redis.exists(store.key("c:ann"))
+
+    def test_when_the_clock_of_redis_was_put_back(
+        self, store: Store, server: ValkeyProcess
+    ) -> None:
+        """A lease from before ends in the far future; who lives has renewed it since."""
+        store.open("two-0-0", "ann")
+        store.renew("two-0-0", 3_600_000)
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url):
+                await until(lambda: api.deletes == [lost("ann")])
+
+        run(scenario())
+
     def test_one_that_has_ended_cleanly_needs_no_patience(
         self, store: Store, server: ValkeyProcess
     ) -> None:
@@ -703,6 +791,21 @@ async def kill(reaper: Reaper) -> None:
     await reaper._delivery.close()
     await reaper._api.close()
     await reaper._redis.aclose()
+
+
+async def watches(store: Store, count: int = 3) -> None:
+    """Wait until the leases were looked at so many times."""
+    store.redis.config_resetstat()
+    await until(lambda: calls(store, "zrange") >= count)
+
+
+def calls(store: Store, command: str) -> int:
+    statistics: Any = store.redis.info("commandstats")
+    return int(statistics.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+def jumps(logs: list[Any]) -> list[Any]:
+    return [line for line in logs if "has jumped" in line["event"]]
 
 
 def outages(logs: list[Any]) -> list[str]:
