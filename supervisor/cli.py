@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,7 +23,7 @@ from ws2api.gateway.counters import BANKS, Counters
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, doubts, load
 
-from . import admin, listeners, process
+from . import admin, embedded, listeners, process, profiles_folder, standard_streams
 from .configuration import Configuration, check_authorities
 from .embedded import EmbeddedServer, find_server
 from .errors import EXIT_GAVE_UP, EXIT_OK, EXIT_USAGE, GaveUpError, StartError
@@ -47,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; None for sys.argv.
     """
+    standard_streams.ensure()
     for number in (VERBOSE, ORDERS_WAIT):  # until there is somebody to heed them
         signal.signal(number, signal.SIG_IGN)
     read = partial(load, list(sys.argv[1:] if arguments is None else arguments))
@@ -89,32 +88,15 @@ def _serve(configuration: Configuration) -> int:
     settings = configuration.settings
     check_authorities(settings)
     redis = _try_redis(settings)
+    embedded.remove_all_leftovers()  # this one may do without a server, and so not see to it
     with (
         contextlib.closing(listeners.bind(settings)) as bound,
-        _profiles_folder() as profiles,
+        profiles_folder.held() as profiles,
     ):
         server = EmbeddedServer(find_server()) if settings.redis == "embedded" else None
         if server is not None:
             redis = f"embedded ({server.url})"
         return Tree(_compose(configuration, bound, server, redis, profiles)).run()
-
-
-@contextlib.contextmanager
-def _profiles_folder() -> Iterator[Path]:
-    """Make the folder in which workers leave profiles for the admin process."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="ws2api-profiles-")
-    except OSError as error:
-        raise StartError(f"no folder for temporary files: {error.strerror}") from None
-    with folder as name:
-        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            # systemd-tmpfiles removes what nobody used for days, unless it is locked.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield Path(name)
-        finally:
-            os.close(descriptor)
 
 
 def _compose(

@@ -14,6 +14,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ _FOLDER_PREFIX: Final = "ws2api-valkey-"
 _LOCK_NAME: Final = "supervisor"
 _SOCKET_NAME: Final = "valkey.sock"
 _LOG_NAME: Final = "valkey.log"
+_CREATION_S: Final = 60.0
 _MAX_SOCKET_PATH: Final = 103  # sun_path has 104 bytes on macOS, 108 on Linux, with the final NUL
 
 _OPTIONS: Final = {
@@ -138,6 +140,12 @@ class EmbeddedServer:
         os.close(self._lock)
 
 
+def remove_all_leftovers() -> None:
+    """Do what `remove_leftovers` does wherever a server's folder may be."""
+    for base in _runtime_directories():
+        remove_leftovers(base)
+
+
 def remove_leftovers(base: Path) -> None:
     """Remove the folders of this user's supervisors that died without doing it themselves."""
     for folder in base.glob(f"{_FOLDER_PREFIX}*"):
@@ -149,7 +157,12 @@ def remove_leftovers(base: Path) -> None:
 
 def _remove_if_dead(folder: Path) -> None:
     """Remove a folder whose lock nobody holds; one that has none yet is just being created."""
-    lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if time.time() - folder.stat().st_mtime > _CREATION_S:
+            folder.rmdir()  # unless there is something in it, which is not ours then
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

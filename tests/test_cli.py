@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import resource
@@ -123,17 +122,6 @@ def test_refuses_to_run_without_temporary_files(
     assert reason == (
         "ws2api-supervisor: no folder for temporary files: No such file or directory\n"
     )
-
-
-def test_profiles_are_safe_from_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tidies /tmp passes over what it cannot lock; tmpfiles.d(5), age."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with cli._profiles_folder() as folder:
-        descriptor = os.open(folder, os.O_RDONLY)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(descriptor)
-    assert not folder.exists()
 
 
 def test_check_says_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

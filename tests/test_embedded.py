@@ -158,3 +158,29 @@ def test_takes_a_server_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("redis-server", "valkey-server"):
         (tmp_path / name).touch(mode=0o755)
         assert find_server() == tmp_path / name
+
+
+def test_what_is_left_anywhere_goes_also_when_no_server_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [tmp_path / name / "ws2api-valkey-x" for name in ("runtime", "tmp")]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "supervisor").touch()
+    monkeypatch.setattr(
+        embedded, "_runtime_directories", lambda: [folder.parent for folder in left]
+    )
+    embedded.remove_all_leftovers()
+    assert not any(folder.exists() for folder in left)
+
+
+def test_folder_whose_supervisor_died_before_it_locked_it_goes_after_a_while(
+    tmp_path: Path,
+) -> None:
+    new, old = tmp_path / "ws2api-valkey-new", tmp_path / "ws2api-valkey-old"
+    new.mkdir()
+    old.mkdir()
+    os.utime(old, (0, 0))
+    remove_leftovers(tmp_path)
+    assert new.exists()
+    assert not old.exists()

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .. import standard_streams
 from . import views
 from .access import find_access
 from .arguments import MAX_PAGE, PROGRAM, parse
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; None for sys.argv.
     """
+    standard_streams.ensure()
     _never_fail_to_encode()
     wants_json = False
     try:

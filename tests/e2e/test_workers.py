@@ -20,6 +20,7 @@ from harness.processes import Process, find_descendants
 from harness.push import PushClient
 from harness.waiting import DEADLINE_S, until
 from harness.ws import WsClient
+from ws2api.supervisor import embedded, profiles_folder
 
 from .conftest import StartGateway
 
@@ -235,6 +236,12 @@ class TestLossOfTheSupervisor:
             until(lambda: not [p for p in processes if p.is_alive], what="no process left")
             client.stream.read_to_end()
             until(lambda: not gateway.is_running)
+            folders = [path for path in gateway.runtime_files if path.parent.name == "run"]
+            assert len(folders) == 2
+            # As the next start does.
+            for remove_leftovers in (embedded.remove_leftovers, profiles_folder.remove_leftovers):
+                remove_leftovers(folders[0].parent)
+            assert not gateway.runtime_files
 
 
 class TestStop:
