@@ -202,7 +202,7 @@ class TestAdminPort:
         assert by_worker[0] | by_worker[1] == names
         assert not by_worker[0] & by_worker[1]
         shown = operator.run("clients").stdout.decode()
-        assert re.search(rf"^{client_id}-0 +\d{{4}}-\d\d-\d\d [\d:]+ +\w+-[01]-\d+$", shown, re.M)
+        assert re.search(rf"^{client_id}-0 +\d{{4}}-\d\d-\d\d [\d:]+Z +\w+-[01]-\d+$", shown, re.M)
 
     def test_shows_a_client_and_its_last_close(
         self, operator: Ctl, operated: GatewayProcess, api: FakeApi, client_id: str
