@@ -26,9 +26,9 @@ from ws2api.gateway.disconnects import LEASE_S, LEASES, TAKE_OVER
 from ws2api.gateway.settings import Settings
 
 from .api_client import ApiClient
+from .clock_agreement import ClockAgreement
 from .delivery import MAX_AT_ONCE, Delivery, end_tasks
 from .disconnect_queue import DisconnectQueue
-from .redis_clock import RedisClock
 
 _WATCH_EVERY_S: Final = 1.0
 _MEASURE_EVERY_S: Final = 2.0
@@ -146,7 +146,7 @@ class Reaper:
         self._hurried = False
         self._undisturbed_since = 0.0
         self._heard_at = 0.0
-        self._clock = RedisClock(trust_s, 0.0)
+        self._clock = ClockAgreement(trust_s, 0.0)
         # Worker of this gateway → when to see whether there is something of it in Redis yet.
         self._look_again_at: dict[str, float] = {}
         # Names of the loops to which Redis does not answer.
@@ -158,7 +158,7 @@ class Reaper:
         self._api = ApiClient(self._settings, MAX_AT_ONCE)
         self._delivery = Delivery(self._queue, self._api, self._settings.reap_rate, self._figures)
         self._undisturbed_since = self._heard_at = time.monotonic()
-        self._clock = RedisClock(self._trust_s, self._heard_at)
+        self._clock = ClockAgreement(self._trust_s, self._heard_at)
         loops: dict[str, tuple[_Step, float]] = {
             "watch": (self._watch, _WATCH_EVERY_S),
             "measure": (self._measure, _MEASURE_EVERY_S),

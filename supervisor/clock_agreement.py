@@ -22,7 +22,7 @@ class _Offset:
     at: float
 
 
-class RedisClock:
+class ClockAgreement:
     """Compare samples of Redis' time with this process' monotonic clock.
 
     Args:
