@@ -26,7 +26,8 @@ from .session import ASKING, WAITING, Session
 
 MAX_EARLY_BYTES: Final = 65_536
 _HOLD_S: Final = 1.0
-_REFUSED_AT_ONCE: Final = 16
+# How long a client that was refused before it said anything has to read so.
+_REFUSED_LINGER_S: Final = 2.0
 
 
 class Admission(Session):
@@ -57,6 +58,10 @@ class Admission(Session):
 
     def _linger(self) -> None:
         """Close so that the client can read the last bytes."""
+        raise NotImplementedError
+
+    def _drop_after(self, delay_s: float) -> None:
+        """Drop the socket if it is still there by then."""
         raise NotImplementedError
 
     def apply(self, ask: Ask) -> tuple[int, bytes]:
@@ -93,13 +98,11 @@ class Admission(Session):
         self._enter(opening.handshake.client_id)
 
     def _refuse_at_the_door(self) -> None:
-        """Refuse a client that there is no file for; of many at once, most without an answer."""
+        """Refuse a client that there is no file for; the next may have to wait to be told so."""
         hub = self._hub
         hub.note_full()
-        if hub.sockets > hub.most_clients + _REFUSED_AT_ONCE and self._transport is not None:
-            self._transport.abort()
-        else:
-            self._refuse(503, "the gateway has as many clients as it can bear", retry_after(1.0))
+        self._refuse(503, "the gateway has as many clients as it can bear", retry_after(1.0))
+        self._drop_after(min(_REFUSED_LINGER_S, hub.handshake_timeout_s))
 
     def _count_address(self, limit: AddressLimit, address: str) -> bool:
         """Count a connection of an address; refuse it and return False if it is one too many."""
@@ -118,7 +121,7 @@ class Admission(Session):
         assert transport is not None and opening.raw is not None
         assert self._hub.serve_http is not None
         self._opening = None
-        self._hub.sockets -= 1
+        self._hub.socket_ended()
         if self._hub.limit is not None:
             self._hub.limit.leave(self)
         self._forget()

@@ -113,7 +113,7 @@ class Client(Admission, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session, after what the client had sent before."""
         self._transport = None
-        self._hub.sockets -= 1
+        self._hub.socket_ended()
         self._hub.blocked.pop(self, None)
         if self._hub.limit is not None:
             self._hub.limit.leave(self)

@@ -29,6 +29,7 @@ class ConnectionPool:
 
     Args:
         settings: the options; limits over all workers are divided by their number, rounding up.
+        most: connections that there are files for.
         slot: the worker's counters.
         tls: context for an https API, None for http.
         new_connection: makes the protocol of a connection.
@@ -39,6 +40,7 @@ class ConnectionPool:
     def __init__(
         self,
         settings: Settings,
+        most: int,
         slot: memoryview,
         sweeper: Sweeper,
         loop: asyncio.AbstractEventLoop,
@@ -47,7 +49,7 @@ class ConnectionPool:
         on_open: Callable[[ApiConnection], None],
         on_failed: Callable[[Exception, float], None],
     ) -> None:
-        self.limit = _share(settings.api_max_connections, settings.workers)
+        self.limit = min(_share(settings.api_max_connections, settings.workers), most)
         self.max_idle = _share(settings.api_max_idle, settings.workers)
         self._slot = slot
         self._sweeper = sweeper

@@ -13,6 +13,7 @@ import structlog
 from . import counters as c
 from .address_limit import AddressLimit
 from .ask import Ask
+from .door import Door
 from .gate import Gate
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
@@ -58,6 +59,8 @@ class Hub:
     """Route an ask again that was held for a client whose connect came to nothing."""
     most_clients: int
     """Sockets of clients that may be open, so that files are left for the API, Redis and pushes."""
+    most_refused: int
+    """Sockets beyond those that may be open while their clients are told that there is no room."""
     serve_http: Callable[[asyncio.Transport, bytes], None] | None
     """Take over a connection that is no upgrade, with the bytes read so far; None to refuse."""
     call_soon: Callable[[Callable[[], None]], object]
@@ -77,7 +80,10 @@ class Hub:
     live: set[Client] = field(default_factory=set)
     """Every client whose socket is open, or whom the API has not heard the last of."""
     sockets: int = 0
-    """Open connections of clients; `live` also holds those whose socket has ended."""
+    """Open connections of clients; `live` also holds those whose socket has ended. Connections of
+    the push port beyond its share count among them."""
+    door: Door | None = None
+    """Where clients come in; None before there is one."""
     blocked: dict[Client, tuple[float, int]] = field(default_factory=dict)
     """Clients whose write buffer is full: since when nothing was read, and its size."""
     last_generation: int = 0
@@ -101,8 +107,21 @@ class Hub:
         self.slot[c.CLIENTS_SLOW] = len(self.blocked)
         self.slot[c.WRITE_BUFFER_BYTES] = waiting
 
+    def socket_ended(self) -> None:
+        """Count one socket less; let in those who wait when there is room, if only to refuse."""
+        self.sockets -= 1
+        if self.door is not None and self.door.is_shut:
+            self.let_in(self.sweeper.now)
+
+    def let_in(self, now: float) -> None:
+        """Accept again if there is room; called each tick, too."""
+        if self.door is not None and self.sockets <= self.most_clients + self.most_refused // 2:
+            self.door.reopen()
+
     def note_full(self) -> None:
-        """Log that a client was refused for want of files, now and then."""
+        """Log that a client is refused for want of files, now and then; of many, let some wait."""
+        if self.door is not None and self.sockets >= self.most_clients + self.most_refused:
+            self.door.shut()
         if self.sweeper.now >= self._quiet_until:
             self._quiet_until = self.sweeper.now + _LOG_EVERY_S
             _log.error("refusing clients: the limit of open files", clients=self.sockets)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import Final, cast
@@ -19,6 +20,7 @@ import httptools
 from . import counters as c
 from . import outcomes
 from .ask import Ask
+from .door import Door
 from .envelope import DESCRIBE, PUSH
 from .handshake import MAX_HEAD_BYTES, MAX_HEADERS
 from .http_wire import MAX_FRAMING
@@ -28,6 +30,8 @@ from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
 _LINGER_S: Final = 2.0
+# One that was idle for so long has to go when others wait for its place.
+_EXPENDABLE_S: Final = 1.0
 _MAX_PIPELINED: Final = 256
 # What may surround a field's value and is no part of it (RFC 9112, 5.1); the parser leaves it.
 _BLANKS: Final = b" \t"
@@ -46,7 +50,51 @@ class PushHub:
     totals: Callable[[], bytes]
     """Return the plain counters for GET /."""
     connections: set[PushConnection]
+    share: int = sys.maxsize
+    """How many connections there are files for in any case."""
+    doors: Sequence[Door] = ()
+    """Where connections come in."""
+    on_surplus: Callable[[int], None] = lambda change: None
+    """Learn that there is one beyond the share more (1) or less (-1)."""
+    has_room: Callable[[], bool] = lambda: True
+    """Tell whether there is a file for one beyond the share."""
     known: KnownFields = field(default_factory=KnownFields)
+
+    def enter(self, connection: PushConnection) -> None:
+        """Count a connection; if there is no file for another, let the next ones wait."""
+        self.connections.add(connection)
+        if len(self.connections) > self.share:
+            self.on_surplus(1)
+        if self._is_full:
+            for door in self.doors:
+                door.shut()
+
+    def leave(self, connection: PushConnection) -> None:
+        """Make room."""
+        if len(self.connections) > self.share:
+            self.on_surplus(-1)
+        self.connections.discard(connection)
+        self._let_in()
+
+    def make_room(self, now: float) -> None:
+        """While connections have to wait, end the one that was of no use for longest; each tick."""
+        if not any(door.is_shut for door in self.doors):
+            return
+        idle = [each for each in self.connections if each.is_idle]
+        if self._is_full and idle:
+            longest = min(idle, key=lambda each: each.active_at)
+            if longest.active_at <= now - _EXPENDABLE_S:
+                longest.close_when_idle()
+        self._let_in()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.connections) >= self.share and not self.has_room()
+
+    def _let_in(self) -> None:
+        if not self._is_full:
+            for door in self.doors:
+                door.reopen()
 
 
 class _Refused(Exception):
@@ -92,7 +140,8 @@ class PushConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         # Requests whose answers are not written yet, oldest first.
         self._pending: deque[PushRequest] = deque()
-        self._active_at = hub.sweeper.now
+        self.active_at = hub.sweeper.now
+        """Time at which something came last."""
         # True after the last answer that this connection will carry.
         self._closing = False
         # True while the answers are not read, so that their buffer is full.
@@ -136,7 +185,7 @@ class PushConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for requests."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._hub.connections.add(self)
+        self._hub.enter(self)
         self._hub.sweeper.schedule(self, _IDLE_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
@@ -144,7 +193,7 @@ class PushConnection(asyncio.Protocol):
         if self._closing:
             return
         hub = self._hub
-        self._active_at = hub.sweeper.now
+        self.active_at = hub.sweeper.now
         if self._is_between and (push := hub.known.recognise(data)) is not None:
             request = PushRequest(self)
             request.client_id, request.code, request.payload = push
@@ -217,7 +266,7 @@ class PushConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave; asks under way still reach their clients."""
         self._transport = None
-        self._hub.connections.discard(self)
+        self._hub.leave(self)
         # The parser refers back to this object; without the cycle the last body goes at once.
         del self._parser
         self._body, self._more = b"", None
@@ -242,7 +291,7 @@ class PushConnection(asyncio.Protocol):
         """Close a connection that has been silent for long."""
         if self._transport is None:
             return 0.0
-        left_s = self._active_at + _IDLE_TIMEOUT_S - now
+        left_s = self.active_at + _IDLE_TIMEOUT_S - now
         if left_s > 0 or self._pending:
             return max(left_s, 1.0)
         if self._transport.is_closing():
@@ -255,6 +304,11 @@ class PushConnection(asyncio.Protocol):
         """Drop the socket at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether no request is under way, or being read."""
+        return self._is_between and not self._pending and not self._closing
 
     def close_when_idle(self) -> None:
         """Take no further request; close when the last is answered."""
@@ -423,7 +477,7 @@ class PushConnection(asyncio.Protocol):
         """Close; where unread bytes would turn that into a reset, give the peer time to read."""
         if self._lingers and transport.can_write_eof():
             transport.write_eof()
-            self._active_at = self._hub.sweeper.now + _LINGER_S - _IDLE_TIMEOUT_S
+            self.active_at = self._hub.sweeper.now + _LINGER_S - _IDLE_TIMEOUT_S
             self._hub.sweeper.schedule(self, _LINGER_S)
         else:
             transport.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
@@ -49,6 +50,7 @@ class Upstream:
         tls: context for an https API, None for http.
         park: leaves a disconnect to Redis; True when Redis took it, and then its owner is told by
             `on_parked`. None when there is nobody to take it.
+        most_connections: that there are files for; the settings may want more.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Upstream:
         loop: asyncio.AbstractEventLoop,
         tls: ssl.SSLContext | None,
         park: Callable[[Exchange], bool] | None = None,
+        most_connections: int = sys.maxsize,
     ) -> None:
         self._api = settings.api
         self._timeout_s = settings.api_timeout
@@ -69,6 +72,7 @@ class Upstream:
         known = KnownReplies()
         self._pool = ConnectionPool(
             settings,
+            most_connections,
             slot,
             sweeper,
             loop,

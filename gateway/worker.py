@@ -29,10 +29,12 @@ from .admission import Admission
 from .bus import Bus
 from .client import Client
 from .counters import Counters
+from .door import Door
 from .drain import Drain
 from .envelope import Envelope
 from .errors import RedisUnavailable
 from .exchange import Exchange
+from .files import Files
 from .gate import Gate
 from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
@@ -53,12 +55,9 @@ from .sweeper import Sweeper
 from .upstream import Upstream
 from .verbosity import Verbosity
 
-_BACKLOG: Final = 4096
 _REDIS_START_S: Final = 5.0
 _POLL_S: Final = 0.02
 _WORST_LAG_S: Final = 5.0
-# Sockets that listen, Redis, connections of the push port, and clients that are being refused.
-_OTHER_FILES: Final = 256
 
 _TOTALS: Final = (
     ("connections_opened", c.CONNECTIONS_OPENED),
@@ -128,7 +127,12 @@ class Worker:
         """Set when the worker was told to end."""
         self._retiring = False
         self._parent = os.getppid()
-        self._servers: list[asyncio.AbstractServer] = []
+        self._files = files = _files(settings)
+        self._client_door = Door(loop, assignment.client_socket, self._new_client)
+        self._push_doors = [
+            Door(loop, listener, self._new_push_connection)
+            for listener in (assignment.push_socket, assignment.private_push_socket)
+        ]
         self._restoring: asyncio.Task[None] | None = None
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
@@ -138,7 +142,13 @@ class Worker:
         self._worst_lag_us = 0
         self._worst_since = 0.0
         self._upstream = Upstream(
-            settings, slot, self._sweeper, loop, _api_tls(settings), park=self._park
+            settings,
+            slot,
+            self._sweeper,
+            loop,
+            _api_tls(settings),
+            park=self._park,
+            most_connections=files.api,
         )
         clients: dict[bytes, Client] = {}
         connecting: dict[bytes, Admission] = {}
@@ -205,6 +215,10 @@ class Worker:
             token=b"Bearer " + token.get_secret_value().encode() if token else None,
             totals=self._totals,
             connections=set(),
+            share=files.pushes,
+            doors=self._push_doors,
+            on_surplus=self._on_push_surplus,
+            has_room=lambda: self._hub.sockets < self._hub.most_clients,
         )
         self._hub = Hub(
             slot=slot,
@@ -226,7 +240,9 @@ class Worker:
             handshake_timeout_s=settings.handshake_timeout,
             write_timeout_s=settings.write_timeout,
             reroute=self._router.route,
-            most_clients=_most_clients(settings),
+            most_clients=files.clients,
+            most_refused=files.refused,
+            door=self._client_door,
             serve_http=self._serve_http if settings.single_port else None,
             call_soon=loop.call_soon,
             journal=Journal(
@@ -267,20 +283,16 @@ class Worker:
         self._sweeper.every_tick(self._beat)
         self._sweeper.every_tick(self._profiler.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
+        self._sweeper.every_tick(self._hub.let_in)
+        self._sweeper.every_tick(self._push_hub.make_room)
         self._sweeper.start()
         self._commands.start()
         self._subscription.start()
         deadline = self._loop.time() + _REDIS_START_S
         while not self._bus.is_open and self._loop.time() < deadline:
             await asyncio.sleep(_POLL_S)
-        for factory, listener in (
-            (self._new_push_connection, assignment.push_socket),
-            (self._new_push_connection, assignment.private_push_socket),
-            (self._new_client, assignment.client_socket),
-        ):
-            self._servers.append(
-                await self._loop.create_server(factory, sock=listener, backlog=_BACKLOG)
-            )
+        for door in (*self._push_doors, self._client_door):
+            await door.open()
         self._beat(self._loop.time())
         slot[c.STATE] = c.STATE_SERVING
         _log.info("worker serves", incarnation=assignment.incarnation)
@@ -290,6 +302,13 @@ class Worker:
 
     def _new_push_connection(self) -> PushConnection:
         return PushConnection(self._push_hub)
+
+    def _on_push_surplus(self, change: int) -> None:
+        """Let a connection of the push port beyond its share take the place of a client."""
+        if change > 0:
+            self._hub.sockets += 1
+        else:
+            self._hub.socket_ended()
 
     def _serve_http(self, transport: asyncio.Transport, data: bytes) -> None:
         """Move a connection of the client port to the push side (--single-port)."""
@@ -417,16 +436,16 @@ class Worker:
         hub = self._hub
         self._slot[c.STATE] = c.STATE_DRAINING
         _log.info("worker retires" if self._retiring else "worker stops", clients=len(hub.live))
-        self._servers.pop().close()
+        self._client_door.close()
         # A replacement takes the pushes, or a new supervisor may want the ports at once.
         if self._retiring or os.getppid() != self._parent:
-            self._close_servers()
+            self._close_push_doors()
         if self._retiring:
             await self._drain.retire()
         unreported = await self._drain.finish(retiring=self._retiring)
         if unreported:
             _log.error("the API did not hear of every disconnect", missing=unreported)
-        self._close_servers()
+        self._close_push_doors()
         for connection in list(self._push_hub.connections):
             connection.close_when_idle()
         deadline = self._loop.time() + self._drain.closing_s
@@ -443,9 +462,9 @@ class Worker:
         self._slot[c.STATE] = c.STATE_DOWN
         return 1 if unreported else 0
 
-    def _close_servers(self) -> None:
-        while self._servers:
-            self._servers.pop().close()
+    def _close_push_doors(self) -> None:
+        for door in self._push_doors:
+            door.close()
 
 
 def _api_tls(settings: Settings) -> ssl.SSLContext | None:
@@ -454,13 +473,12 @@ def _api_tls(settings: Settings) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=str(settings.api_ca) if settings.api_ca else None)
 
 
-def _most_clients(settings: Settings) -> int:
-    """Divide the limit of open files between the clients and everything else."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if files == resource.RLIM_INFINITY:
-        return sys.maxsize
-    to_api = min(settings.api_max_connections // settings.workers + 1, files // 4)
-    return files - to_api - min(_OTHER_FILES, files // 4)
+def _files(settings: Settings) -> Files:
+    """Divide the limit of open files of this process."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        limit = sys.maxsize
+    return Files(limit, settings.api_max_connections // settings.workers + 1)
 
 
 def _ignore() -> None:

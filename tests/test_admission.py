@@ -163,6 +163,7 @@ class Worker:
             write_timeout_s=WRITE_TIMEOUT_S,
             reroute=lambda ask: None,
             most_clients=1000,
+            most_refused=16,
             serve_http=(lambda _, data: self.handed_over.append(data)) if single_port else None,
             call_soon=lambda callback: None,
             journal=Journal(
@@ -715,6 +716,66 @@ def test_client_that_left_the_line_to_the_api_is_no_error_of_the_api() -> None:
     me.client.on_failure(me._exchange, ApiUnreachable("the client has left"))
     assert not any(worker.slot[index] for index in c.ERRORS.values())
     assert not worker.errors
+
+
+# So many that files could run out.
+
+
+class Door:
+    """Be where clients come in."""
+
+    is_shut = False
+
+    def shut(self) -> None:
+        self.is_shut = True
+
+    def reopen(self) -> None:
+        self.is_shut = False
+
+
+def full() -> tuple[Worker, Door]:
+    """Have room for one client, and for four that are refused at a time."""
+    worker, door = Worker(limit=9), Door()
+    worker.hub.most_clients, worker.hub.most_refused = 1, 4
+    worker.hub.door = cast(Any, door)
+    worker.connects("a").comes_in()
+    return worker, door
+
+
+def test_who_finds_no_file_is_told_so_whatever_the_crowd() -> None:
+    worker, door = full()
+    refused = [worker.connects("b", asks=False) for _ in range(4)]
+    for each in refused:
+        assert each.status == 503
+        assert "\r\nRetry-After: 1" in each.answer
+        assert each.transport.has_ended
+        assert not each.transport.is_aborted
+    assert door.is_shut, "the next would be one too many: it waits"
+
+
+def test_others_are_let_in_when_half_of_the_refused_have_gone() -> None:
+    worker, door = full()
+    refused = [worker.connects("b") for _ in range(4)]
+    refused[0].leaves()
+    assert door.is_shut
+    refused[1].leaves()
+    assert not door.is_shut
+
+
+def test_door_is_opened_at_a_tick_if_nothing_else_does() -> None:
+    worker, door = full()
+    door.shut()
+    worker.hub.let_in(worker.clock.now)
+    assert not door.is_shut
+
+
+def test_who_does_not_take_a_refusal_at_the_door_is_dropped_soon() -> None:
+    worker, _ = full()
+    me = worker.connects("b", asks=False)
+    me.client.on_tick(worker.clock.now + 1.9)
+    assert not me.transport.is_aborted
+    me.client.on_tick(worker.clock.now + 2.1)
+    assert me.transport.is_aborted
 
 
 # So many of one address.

@@ -1270,3 +1270,120 @@ def test_known_fields_are_bounded() -> None:
     api = Api(ok)
     api.sends(request("POST", "/me", b"hi", "A: " + "b" * 5_000))
     assert len(api.hub.known) == 0
+
+
+# So many connections that files could run out.
+
+
+class FakeDoor:
+    """Be where connections come in."""
+
+    is_shut = False
+
+    def shut(self) -> None:
+        self.is_shut = True
+
+    def reopen(self) -> None:
+        self.is_shut = False
+
+
+class Crowd:
+    """Have a share of two connections, and places of clients that may be had beyond it."""
+
+    def __init__(self, *, places: int) -> None:
+        self.places = places
+        self.doors = [FakeDoor(), FakeDoor()]
+        self.sweeper = FakeSweeper()
+        self.hub = PushHub(
+            slot=Counters(1).bank(0, 0),
+            sweeper=cast(Sweeper, self.sweeper),
+            route=ok,
+            max_message_size=MAX_MESSAGE_BYTES,
+            token=None,
+            totals=lambda: b"",
+            connections=set(),
+            share=2,
+            doors=cast(Any, self.doors),
+            on_surplus=self._on_surplus,
+            has_room=lambda: self.places > 0,
+        )
+
+    def _on_surplus(self, change: int) -> None:
+        self.places -= change
+
+    def enters(self, *data: bytes) -> PushConnection:
+        connection = PushConnection(self.hub)
+        connection.connection_made(cast(Any, FakeTransport()))
+        for each in data:
+            connection.data_received(each)
+        return connection
+
+    def after(self, seconds: float) -> None:
+        self.sweeper.now += seconds
+        self.hub.make_room(self.sweeper.now)
+
+    @property
+    def waits(self) -> bool:
+        """Whether further connections wait."""
+        first, second = self.doors
+        assert first.is_shut == second.is_shut
+        return first.is_shut
+
+
+def is_closed(connection: PushConnection) -> bool:
+    return cast(FakeTransport, connection._transport).is_closed
+
+
+def test_connections_beyond_the_share_wait_when_clients_have_taken_all_else() -> None:
+    crowd = Crowd(places=0)
+    first = crowd.enters()
+    assert not crowd.waits
+    crowd.enters()
+    assert crowd.waits
+    first.connection_lost(None)
+    assert not crowd.waits
+
+
+def test_connections_beyond_the_share_take_places_of_clients_and_give_them_back() -> None:
+    crowd = Crowd(places=2)
+    connections = [crowd.enters() for _ in range(4)]
+    assert crowd.places == 0
+    assert crowd.waits
+    for places in (1, 2, 2, 2):
+        connections.pop().connection_lost(None)
+        assert crowd.places == places
+        assert not crowd.waits
+
+
+def test_connections_that_wait_come_in_when_clients_have_left() -> None:
+    crowd = Crowd(places=0)
+    crowd.enters()
+    crowd.enters()
+    crowd.after(0.1)
+    assert crowd.waits
+    crowd.places += 1
+    crowd.after(0.1)
+    assert not crowd.waits
+
+
+def test_one_that_is_idle_for_longest_goes_when_others_wait() -> None:
+    crowd = Crowd(places=1)
+    begun = crowd.enters(request()[:-1])
+    longest = crowd.enters(request())
+    crowd.sweeper.now += 0.5
+    idle = crowd.enters(request())
+    crowd.after(0.4)
+    assert not is_closed(longest), "it may be about to be used"
+    crowd.after(0.2)
+    assert is_closed(longest)
+    crowd.after(10)
+    assert is_closed(idle)
+    crowd.after(10)
+    assert not is_closed(begun), "it is in the middle of a request"
+
+
+def test_idle_ones_stay_while_nobody_waits() -> None:
+    crowd = Crowd(places=1)
+    idle = [crowd.enters(request()) for _ in range(2)]
+    crowd.after(10)
+    assert not any(map(is_closed, idle))

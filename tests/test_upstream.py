@@ -127,7 +127,7 @@ async def test_owner_may_send_the_next_from_within_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"api_max_connections": 2}, {"api_max_connections": 7, "workers": 4}]
+    "limits", [{"api_max_connections": 2}, {"api_max_connections": 7, "workers": 4}, {"files": 2}]
 )
 @in_loop
 async def test_no_more_connections_than_allowed(limits: dict[str, int]) -> None:

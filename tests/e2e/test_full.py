@@ -8,9 +8,10 @@ import signal
 
 from harness.api import FakeApi, Hold, Reply, echo
 from harness.gateway import GatewayProcess
+from harness.http_messages import read_response
 from harness.waiting import DEADLINE_S, until
 from harness.workers import worker_pids
-from harness.ws import handshake, upgrade_request
+from harness.ws import Frame, Op, handshake, upgrade_request
 
 from .conftest import StartGateway
 
@@ -70,15 +71,58 @@ def test_refuses_clients_before_files_run_out(
     assert "Too many open files" not in gateway.stderr
 
 
-def test_flood_beyond_that_is_dropped(
+def test_each_of_a_storm_beyond_that_is_let_in_or_refused(
     start_gateway: StartGateway, api: FakeApi, client_id: str
 ) -> None:
     gateway = start_gateway(api=api.url)
     resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
     replace_worker(gateway)
-    streams = [gateway.open_stream() for _ in range(3 * FILES)]
+    room = gateway.count("connections_max")
+    # All at once, more than there are files: those that are not accepted wait in the kernel.
+    streams = [gateway.open_stream() for _ in range(2 * FILES)]
+    for number, stream in enumerate(streams):
+        stream.write(upgrade_request(f"/{client_id}-{number}"))
+    clients, refused = [], 0
+    for number, stream in enumerate(streams):
+        response = read_response(stream)  # everybody gets one
+        if response.status == 101:
+            clients.append((f"{client_id}-{number}", stream))
+        else:
+            assert (response.status, response.headers["Retry-After"]) == (503, "1"), response
+            assert stream.read_to_end() == b""
+            stream.close()
+            refused += 1
+    assert (len(clients), refused) == (room, len(streams) - room)
+
+    # Many connections to the push port take turns at what is there for them.
+    pushers = [gateway.push_client() for _ in range(FILES // 8 + 3)]
+    for pusher in pushers:
+        assert pusher.push(clients[-1][0], "pushed").status == 200
+
+    # Those who are in go on.
+    name, stream = clients[0]
+    api.on(name, "POST", echo)
+    stream.write(Frame(Op.TEXT, b"hello").encode())
+    assert stream.read_exactly(7) == b"\x81\x05hello"
+    for _, stream in clients:
+        stream.close()
+    until(lambda: is_let_in(gateway, client_id), what="room")
+    assert "Too many open files" not in gateway.stderr
+
+
+def test_clients_that_do_not_take_their_refusal_hold_up_the_others_for_seconds(
+    start_gateway: StartGateway, api: FakeApi, client_id: str
+) -> None:
+    gateway = start_gateway(api=api.url)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    replace_worker(gateway)
+    # None of them says a word, and the last are so many as are refused at the same time.
+    count = gateway.count("connections_max") + (FILES - 32) // 16
+    streams = [gateway.open_stream() for _ in range(count)]
+    late = gateway.open_stream()
+    assert handshake(late, upgrade_request(f"/{client_id}")).status == 503
     assert gateway.push_client().push("nobody", "x").status == 404
-    for stream in streams:
+    for stream in [*streams, late]:
         stream.close()
     until(lambda: is_let_in(gateway, client_id), what="room")
     assert "Too many open files" not in gateway.stderr

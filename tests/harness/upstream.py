@@ -303,10 +303,11 @@ class Gateway:
             "api_timeout": API_TIMEOUT_S,
             "max_message_size": MAX_REPLY_BYTES,
         }
+        files = options.pop("files", 1_000)  # that there are for connections
         settings = Settings(**{**values, **options})  # type: ignore[arg-type]
         loop = self.loop = CountingLoop(asyncio.get_running_loop())
         park = redis.park if redis is not None else None
-        self.upstream = Upstream(settings, self.slot, sweeper, cast(Any, loop), None, park)
+        self.upstream = Upstream(settings, self.slot, sweeper, cast(Any, loop), None, park, files)
         sweeper.start()
         self.sent: list[Sent] = []
 
