@@ -16,7 +16,7 @@ import structlog
 from . import counters as c
 from . import outcomes
 from .ask import Ask
-from .envelope import CONFIRM, PROBE, REPLACED, Envelope, decode, pack
+from .envelope import CONFIRM, PROBE, PUSH, REPLACED, Envelope, decode, pack
 from .redis_link import RedisLink, Reply, Script, ignore
 from .sweeper import Sweeper
 
@@ -203,7 +203,8 @@ class Bus:
             self._asks[number] = ask
             self._asked_bytes += len(ask.payload)
             self._deadlines.append((self._sweeper.now, number))
-            self._slot[c.PUSHES_FORWARDED] += 1
+            if ask.kind == PUSH:
+                self._slot[c.PUSHES_FORWARDED] += 1
             ask.forwarded = True
         wire = pack(
             ask.kind,

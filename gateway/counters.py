@@ -175,7 +175,10 @@ PROTOCOL_ERRORS: Final = _counter(
     "protocol_errors", "Connections that were failed because the client broke RFC 6455 or a limit."
 )
 
-_PUSH_HELP: Final = "Requests on the push port by outcome; each counts once, where it was received."
+_PUSH_HELP: Final = (
+    "Pushes by outcome, also those that were refused before they could be read; each counts once,"
+    " where it was received. Looking a client up and closing one are none."
+)
 PUSHES_OK: Final = _counter("pushes", _PUSH_HELP, outcome="ok")
 PUSHES_BAD_REQUEST: Final = _counter("pushes", _PUSH_HELP, outcome="bad_request")
 PUSHES_UNAUTHORIZED: Final = _counter("pushes", _PUSH_HELP, outcome="unauthorized")

@@ -35,6 +35,10 @@ _EXPENDABLE_S: Final = 1.0
 _MAX_PIPELINED: Final = 256
 # What may surround a field's value and is no part of it (RFC 9112, 5.1); the parser leaves it.
 _BLANKS: Final = b" \t"
+# Kind of a request that has not said what it asks for, beside those of envelopes. It counts as a
+# push when it is refused; looking a client up and closing one do not.
+_UNREAD: Final = 0
+_NO_PUSHES: Final = (b"GET", b"HEAD", b"DELETE")
 
 
 @dataclass(slots=True)
@@ -116,11 +120,15 @@ class PushRequest(Ask):
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Answer the API."""
+        connection = self._connection
         if self.kind == PUSH:
             took = c.REMOTE_PUSH_LATENCY if self.forwarded else c.LOCAL_PUSH_LATENCY
-            took.observe(self._connection.slot, (monotonic_ns() - self._began_ns) // 1000)
-        self.answer = self._connection.encode_answer(self, outcome, body)
-        self._connection.write_answers()
+            took.observe(connection.slot, (monotonic_ns() - self._began_ns) // 1000)
+            connection.slot[outcomes.ANSWERS[outcome][2]] += 1
+        elif self.kind == _UNREAD:
+            connection.slot[outcomes.ANSWERS[outcome][2]] += 1
+        self.answer = connection.encode_answer(self, outcome, body)
+        connection.write_answers()
 
 
 class PushConnection(asyncio.Protocol):
@@ -402,7 +410,8 @@ class PushConnection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self._closing = self._lingers = True  # RFC 9112, 9.6
         request = PushRequest(self)
-        request.kind = DESCRIBE  # no push, whose time counts, before `fill` says so
+        # No push, whose time counts, before `fill` says so.
+        request.kind = DESCRIBE if method in _NO_PUSHES else _UNREAD
         request.wants_no_body = method == b"HEAD"  # RFC 9110, 9.3.2
         self._admit(request)
         if self._shows_totals and method == b"GET" and self._url == b"/":
@@ -448,8 +457,7 @@ class PushConnection(asyncio.Protocol):
     # Answers.
 
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
-        """Return the HTTP answer to an outcome, and count it."""
-        self.slot[outcomes.ANSWERS[outcome][2]] += 1
+        """Return the HTTP answer to an outcome."""
         is_last = self._closing and bool(self._pending) and self._pending[-1] is request
         return encode_answer(outcome, body, is_last=is_last, with_body=not request.wants_no_body)
 
@@ -485,6 +493,6 @@ class PushConnection(asyncio.Protocol):
     def _answer_and_close(self, outcome: int, body: bytes) -> None:
         self._closing = self._lingers = True
         request = PushRequest(self)
-        request.kind = DESCRIBE
+        request.kind = _UNREAD
         self._pending.append(request)
         request.finish(outcome, body)

@@ -222,7 +222,8 @@ class AdminPort:
 
     async def _list_clients(self, request: web.Request) -> web.Response:
         limit = _limit(request, 100)
-        page = await self._clients.page(limit, request.query.get("cursor", ""))
+        query = request.query
+        page = await self._clients.page(limit, query.get("cursor", ""), query.get("worker", ""))
         return web.json_response(page)
 
     async def _client(self, request: web.Request) -> web.Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from bisect import bisect_left
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from redis.asyncio import Redis
@@ -22,9 +22,43 @@ from .errors import RequestError
 MOST_PER_PAGE: Final = 1000
 _TIMEOUT_S: Final = 10.0
 # What Redis gives as a place in a hash; not str.isdigit, to which a superscript is one too.
-_CURSOR: Final = re.compile(r"[0-9]{1,20}")
+_PLACE: Final = re.compile(
+    r"(?P<worker>[^:]*):(?P<scan>[0-9]{1,20})(?::(?P<asked>[0-9]{1,4}):(?P<behind>.+))?"
+)
 # Hashes that hardly any client is in are passed over, but not without end for one page.
 _MOST_SCANS: Final = 64
+
+
+class _Cursor(NamedTuple):
+    """Say where a page ends.
+
+    Attributes:
+        worker: whose clients come next.
+        scan: Redis' place in the hash of them.
+        asked: how many it was asked for from there on, when it gave more than there was room for;
+            else 0. With another number it would give others.
+        behind: the id after which the rest of those, in the order of their ids, comes.
+    """
+
+    worker: str
+    scan: int = 0
+    asked: int = 0
+    behind: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> _Cursor:
+        """Read what a page has given; empty for the first page."""
+        match = _PLACE.fullmatch(text or ":0")
+        if match is None or (text and not match["worker"]):
+            raise RequestError(400, "no such cursor")
+        asked = int(match["asked"] or 0)
+        if asked > MOST_PER_PAGE:
+            raise RequestError(400, "no such cursor")
+        return cls(match["worker"], int(match["scan"]), asked, match["behind"] or "")
+
+    def __str__(self) -> str:
+        rest = f":{self.asked}:{self.behind}" if self.behind else ""
+        return f"{self.worker}:{self.scan}{rest}"
 
 
 class Clients:
@@ -53,41 +87,49 @@ class Clients:
         if self._session is not None:
             await self._session.close()
 
-    async def page(self, limit: int, cursor: str) -> dict[str, Any]:
+    async def page(self, limit: int, cursor: str, worker: str = "") -> dict[str, Any]:
         """Return clients of all workers that share the Redis.
 
         Args:
-            limit: how many, from which a page differs when Redis says so.
+            limit: how many at most.
             cursor: of the page before; empty for the first.
+            worker: id or number of those whose clients are wanted; empty for all.
 
         Raises:
             RequestError: if the cursor is none.
         """
-        at, _, position = cursor.rpartition(":")
-        if cursor and not (at and _CURSOR.fullmatch(position)):
-            raise RequestError(400, "no such cursor")
+        at = _Cursor.parse(cursor)
         async with asyncio.timeout(_TIMEOUT_S):
             names = await self._redis.zrange(self._prefix + LEASES, 0, -1)
-            workers = sorted(name.decode() for name in names)
-            index, scan = bisect_left(workers, at), int(position or 0)
-            if index < len(workers) and workers[index] != at:
-                scan = 0  # its worker has ended meanwhile
+            workers = [each for each in sorted(n.decode() for n in names) if _is_of(each, worker)]
+            index = bisect_left(workers, at.worker)
+            if index < len(workers) and workers[index] != at.worker:
+                at = _Cursor(workers[index])  # that of the cursor has ended meanwhile
             found: list[dict[str, Any]] = []
             for _ in range(_MOST_SCANS):
                 if index >= len(workers) or len(found) >= limit:
                     break
-                worker = workers[index]
-                scan, entries = await self._redis.hscan(
-                    f"{self._prefix}w:{worker}", scan, count=limit - len(found)
-                )
-                found += [
-                    {"id": name.decode(), "generation": int(born), "worker": worker}
-                    for name, born in entries.items()
-                ]
-                if scan == 0:
+                clients, following = await self._scan(at, limit - len(found))
+                found += clients
+                if following is None:
                     index += 1
-        following = f"{workers[index]}:{scan}" if index < len(workers) else None
-        return {"clients": found, "cursor": following}
+                    following = _Cursor(workers[index]) if index < len(workers) else at
+                at = following
+        return {"clients": found, "cursor": str(at) if index < len(workers) else None}
+
+    async def _scan(self, at: _Cursor, limit: int) -> tuple[list[dict[str, Any]], _Cursor | None]:
+        """Return clients of one worker from a place on, and where to go on; None: all are told."""
+        count = at.asked or limit
+        key = f"{self._prefix}w:{at.worker}"
+        scan, entries = await self._redis.hscan(key, at.scan, count=count)
+        batch = sorted((name, born) for name, born in entries.items() if name.decode() > at.behind)
+        clients = [
+            {"id": name.decode(), "generation": int(born), "worker": at.worker}
+            for name, born in batch[:limit]
+        ]
+        if len(batch) > limit:  # Redis gives more than it is asked for, all of a small hash
+            return clients, at._replace(asked=count, behind=clients[-1]["id"])
+        return clients, _Cursor(at.worker, scan) if scan else None
 
     async def describe(self, client_id: str) -> dict[str, Any] | None:
         """Return what its worker says of a client; None if it is not connected.
@@ -134,3 +176,8 @@ class Clients:
         ):  # while a reload brings another token; not our caller's fault
             raise RequestError(503, "the push port does not accept the gateway's own --push-token")
         raise RequestError(reply.status, text)
+
+
+def _is_of(worker: str, wanted: str) -> bool:
+    """Tell whether a worker's id is the wanted one, or has its number."""
+    return wanted in ("", worker, *worker.split("-")[-2:-1])

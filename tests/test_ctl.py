@@ -370,7 +370,8 @@ class TestClients:
 
     @pytest.mark.parametrize("worker", ["12", "77aa0011-12-3"])
     def test_of_one_worker(self, run: Run, admin: FakePort, worker: str) -> None:
-        admin.answer("GET /clients?limit=1000", {"clients": self.PAGE, "cursor": None})
+        target = f"GET /clients?limit=100&worker={worker}"
+        admin.answer(target, {"clients": self.PAGE, "cursor": None})
         run("clients", "--worker", worker, "--json")
         assert [client["id"] for client in run.document["clients"]] == ["bob"]
 

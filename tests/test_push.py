@@ -340,6 +340,15 @@ def test_outcome_is_answered_and_counted(
     assert not api.answer.is_last
 
 
+@pytest.mark.parametrize("outcome", [outcomes.OK, outcomes.NOT_FOUND, outcomes.UNAVAILABLE])
+@pytest.mark.parametrize("wire", [get("/me"), delete("/me"), request("HEAD", "/me")])
+def test_looking_up_and_closing_are_no_pushes(wire: bytes, outcome: int) -> None:
+    api = Api(lambda ask: ask.finish(outcome, b""))
+    api.sends(wire)
+    assert api.wire.startswith(b"HTTP/1.1 ")
+    assert counted(api) == {}
+
+
 # How long it takes.
 
 
@@ -431,10 +440,11 @@ def test_ask_must_be_given_an_end() -> None:
 # Refusals that leave the connection open.
 
 
-def assert_refused(api: Api, status: int, *, counter: int = c.PUSHES_BAD_REQUEST) -> None:
+def assert_refused(api: Api, status: int, *, counter: int | None = c.PUSHES_BAD_REQUEST) -> None:
+    """Expect a refusal; counter None: it is not counted, because it is of no push."""
     assert api.answer.status == status
     assert api.asks == []
-    assert api.slot[counter] == 1
+    assert counted(api) == ({} if counter is None else {counter: 1})
 
 
 def assert_still_serves(api: Api) -> None:
@@ -450,8 +460,9 @@ def assert_still_serves(api: Api) -> None:
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 def test_target_that_is_no_client(method: str, target: str) -> None:
     api = Api()
-    api.sends(request(method if target != "*" else "OPTIONS", target, b""))
-    assert_refused(api, 400)
+    method = method if target != "*" else "OPTIONS"
+    api.sends(request(method, target, b""))
+    assert_refused(api, 400, counter=None if method in ("GET", "DELETE") else c.PUSHES_BAD_REQUEST)
     assert_still_serves(api)
 
 
@@ -491,7 +502,7 @@ def test_text_that_is_no_utf8() -> None:
 def test_close_that_may_not_be_sent(query: str) -> None:
     api = Api()
     api.sends(delete(f"/me?{query}"))
-    assert_refused(api, 400)
+    assert_refused(api, 400, counter=None)
     assert_still_serves(api)
 
 
@@ -934,6 +945,7 @@ def test_totals_are_shown_where_they_are_wanted() -> None:
     assert api.answer.status == 200
     assert api.answer.body == b"connections_opened 7\n"
     assert api.asks == []
+    assert counted(api) == {}
 
 
 def test_totals_want_the_token() -> None:

@@ -141,7 +141,7 @@ def _declare_clients(parser: Parser) -> None:
         metavar="N",
         type=_Whole(1, MAX_PAGE),
         default=100,
-        help=f"about so many, 1 to {MAX_PAGE} (default: 100)",
+        help=f"at most so many, 1 to {MAX_PAGE} (default: 100)",
     )
     parser.add_argument("--cursor", metavar="CURSOR", help="go on where the last page ended")
     parser.add_argument("--all", action="store_true", help="every client, page by page")

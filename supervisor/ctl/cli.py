@@ -187,8 +187,12 @@ def _pages(session: Session) -> Iterator[_Page]:
     options = session.options
     cursor, left = options.cursor, options.limit
     while True:
-        limit = MAX_PAGE if options.all or options.worker else left
-        page = session.admin.ask_object("GET", "/clients", {"limit": limit, "cursor": cursor})
+        query = {
+            "limit": MAX_PAGE if options.all else left,
+            "cursor": cursor,
+            "worker": options.worker,
+        }
+        page = session.admin.ask_object("GET", "/clients", query)
         clients = [c for c in page.get("clients", []) if _is_of(c, options.worker)]
         cursor = page.get("cursor")
         left -= len(clients)

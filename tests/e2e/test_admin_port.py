@@ -164,6 +164,7 @@ def test_pages_through_the_clients_of_all_workers(
     cursor, pages = "", 0
     while cursor is not None:
         page = json_of(admin.request("GET", f"/clients?limit=10&cursor={cursor}"))
+        assert len(page["clients"]) <= 10
         found += page["clients"]
         cursor = page["cursor"]
         pages += 1
@@ -188,6 +189,8 @@ def test_pages_through_the_clients_of_all_workers(
         ("cursor=w:x", "no such cursor"),
         ("cursor=w:%C2%B2", "no such cursor"),
         (f"cursor=w:{'9' * 21}", "no such cursor"),
+        ("cursor=w:0:1001:x", "no such cursor"),
+        ("cursor=w:0:10:", "no such cursor"),
     ],
 )
 def test_refuses_pages_that_are_none(admin: PushClient, query: str, message: str) -> None:

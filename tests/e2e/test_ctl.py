@@ -191,6 +191,7 @@ class TestAdminPort:
         paged, cursor = [], None
         while cursor is not None or not paged:
             page = operator.json("clients", "--limit=7", *(["--cursor", cursor] if cursor else []))
+            assert len(page["clients"]) <= 7
             paged += page["clients"]
             cursor = page["cursor"]
         assert {client["id"] for client in paged} >= names
