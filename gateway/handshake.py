@@ -22,6 +22,11 @@ MAX_LINE_BYTES: Final = 8_192
 MAX_HEADERS: Final = 100
 
 _QUERY: Final = re.compile(rb"[!-~]*")
+# RFC 3986, 3.2.2 and 3.2.3. Who names a user there is up to no good (RFC 9110, 4.2.4).
+_NAME: Final = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})"
+_AUTHORITY: Final = rb"(?:\[[0-9A-Za-z:.%%_~-]+\]|%b+)(?::[0-9]*)?" % _NAME
+_HOST: Final = re.compile(rb"(?:%b)?" % _AUTHORITY)
+_ABSOLUTE: Final = re.compile(rb"(?:http|ws)s?://%b(?=[/?]|\Z)" % _AUTHORITY, re.IGNORECASE)
 _FIELD_VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
@@ -50,16 +55,48 @@ _REFUSAL_HEADERS: Final = {b"www-authenticate": b"WWW-Authenticate", b"retry-aft
 _PASSED_STATUSES: Final = frozenset((401, 403, 404, 409, 429))
 
 
+def to_origin_form(target: bytes) -> bytes:
+    """Return path and query of a target, whose scheme and host say nothing here.
+
+    A server must take the absolute form, which is meant for proxies, from everybody (RFC 9112,
+    3.2.2); some chargers send it. A target of another form is returned as it is.
+    """
+    absolute = _ABSOLUTE.match(target)
+    if absolute is None:
+        return target
+    rest = target[absolute.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def check_host(host: bytes | None, target: bytes) -> None:
+    """Accept the Host header of an HTTP/1.1 request (RFC 9112, 3.2).
+
+    Args:
+        host: None when there is none.
+        target: the host in an absolute one counts, and what Host says does not (3.2.2).
+
+    Raises:
+        HandshakeError: if it is missing or malformed.
+    """
+    if host is None:
+        raise HandshakeError("the Host header is missing")
+    if target.startswith(b"/") and not _HOST.fullmatch(host):
+        raise HandshakeError("the Host header is malformed")
+
+
 def split_target(target: bytes) -> tuple[bytes, bytes]:
-    """Split an origin-form target into client id and query, the latter with its question mark.
+    """Split a target into client id and query, the latter with its question mark.
 
     The id is normalised, the query stays as it is.
 
     Raises:
-        HandshakeError: if it is of another form, or its path is no client id.
+        HandshakeError: if it is neither of origin nor of absolute form, or its path is no client
+            id.
     """
     if not target.startswith(b"/"):
-        raise HandshakeError("the request target must begin with /")
+        target = to_origin_form(target)
+        if not target.startswith(b"/"):
+            raise HandshakeError("the request target must begin with /, or be an http or ws URL")
     path, mark, query = target.partition(b"?")
     if not _QUERY.fullmatch(query) or b"#" in target:
         raise HandshakeError("the query has characters that must be percent-encoded")
@@ -72,8 +109,8 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
 class RequestHead:
     """Collect the head of one request while its bytes arrive; httptools calls it.
 
-    After `feed` returned True the attributes hold: method, target, headers (lower-case names,
-    repeated ones joined as a list), is_upgrade and rest, the bytes after the head.
+    After `feed` returned True the attributes hold: method, target, version, headers (lower-case
+    names, repeated ones joined as a list), is_upgrade and rest, the bytes after the head.
     """
 
     __slots__ = (
@@ -88,11 +125,13 @@ class RequestHead:
         "method",
         "rest",
         "target",
+        "version",
     )
 
     def __init__(self) -> None:
         self.method = b""
         self.target = b""
+        self.version = ""
         self.headers: dict[bytes, bytes] = {}
         self.is_upgrade = False
         self.has_body = False
@@ -108,7 +147,7 @@ class RequestHead:
         """Read bytes of the client; tell whether the head is complete.
 
         Raises:
-            HandshakeError: if they are no HTTP/1.1, or exceed a limit.
+            HandshakeError: if they are no HTTP/1, or exceed a limit.
         """
         assert self._parser is not None
         self._fed_size += len(data)
@@ -170,7 +209,8 @@ class RequestHead:
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         self.method = self._parser.get_method()
-        if self._parser.get_http_version() != "1.1":
+        self.version = self._parser.get_http_version()
+        if self.version not in ("1.1", "1.0"):
             raise HandshakeError("HTTP/1.1 is required")
         headers = self.headers
         self.has_body = b"transfer-encoding" in headers or (
@@ -231,6 +271,8 @@ class HandshakePolicy:
             HandshakeError: if it is not fit to be one.
         """
         headers = head.headers
+        if head.version != "1.1":
+            raise HandshakeError("HTTP/1.1 is required")
         upgrade = headers.get(b"upgrade", b"").lower()
         if head.method != b"GET" or b"websocket" not in _list(upgrade):
             raise UpgradeRequired("this port speaks WebSocket: an upgrade is required")
@@ -238,8 +280,7 @@ class HandshakePolicy:
             raise UpgradeRequired("this port speaks WebSocket: Connection: Upgrade is missing")
         if head.has_body:
             raise HandshakeError("an upgrade request has no body")
-        if b"host" not in headers:
-            raise HandshakeError("the Host header is missing")
+        check_host(headers.get(b"host"), head.target)
         client_id, query = split_target(head.target)
         if headers.get(b"sec-websocket-version") != b"13":
             raise UpgradeRequired("Sec-WebSocket-Version must be 13")

@@ -22,7 +22,8 @@ from . import outcomes
 from .ask import Ask
 from .door import Door
 from .envelope import DESCRIBE, PUSH
-from .handshake import MAX_HEAD_BYTES, MAX_HEADERS
+from .errors import HandshakeError
+from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, check_host, to_origin_form
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
 from .push_request import encode_answer, fill, is_binary
@@ -39,6 +40,11 @@ _BLANKS: Final = b" \t"
 # push when it is refused; looking a client up and closing one do not.
 _UNREAD: Final = 0
 _NO_PUSHES: Final = (b"GET", b"HEAD", b"DELETE")
+# Of these a request has one at most. Of two, somebody in front may have believed the other one; the
+# parser looks after Content-Length.
+_SINGLE: Final = frozenset(
+    (b"authorization", b"content-type", b"host", b"origin", b"ws2api-generation")
+)
 
 
 @dataclass(slots=True)
@@ -108,7 +114,7 @@ class _Refused(Exception):
 class PushRequest(Ask):
     """Be an ask that came over a connection of the push port."""
 
-    __slots__ = ("_began_ns", "_connection", "answer", "wants_no_body")
+    __slots__ = ("_began_ns", "_connection", "answer", "is_kept_alive", "wants_no_body")
 
     def __init__(self, connection: PushConnection) -> None:
         Ask.__init__(self)
@@ -116,6 +122,8 @@ class PushRequest(Ask):
         self.answer = b""
         """The whole HTTP answer; empty until the outcome is known."""
         self.wants_no_body = False
+        self.is_kept_alive = False
+        """Whether the connection stays open because the client, of HTTP/1.0, has asked for it."""
         self._began_ns = monotonic_ns()
 
     def finish(self, outcome: int, body: bytes) -> None:
@@ -164,11 +172,8 @@ class PushConnection(asyncio.Protocol):
         self._plain_push: PushRequest | None = None
         # The request under way.
         self._url = b""
-        self._type = b""
-        self._authorization = b""
-        # True when a web page is behind it.
-        self._has_origin = False
-        self._generation: bytes | None = None
+        # Those of its fields that it has once at most.
+        self._fields: dict[bytes, bytes] = {}
         self._announced_size = 0
         self._is_chunked = False
         self._header_count = 0
@@ -179,6 +184,12 @@ class PushConnection(asyncio.Protocol):
         # Bytes of the body that the parser does not see, see _parse.
         self._body_left = 0
         self._expects_continue = False
+        # Whether it is of HTTP/1.0.
+        self._is_old = False
+        # The last Host that was found in order; most clients send the same one always.
+        self._sound_host: bytes | None = None
+        # True while a parser reads a head that is not the request's, see _read_chunks.
+        self._is_deaf = False
         self._head_size = 0
         self._body = b""
         # The body so far, None while it came in one piece; a bytearray, because a body of a million
@@ -236,7 +247,7 @@ class PushConnection(asyncio.Protocol):
 
         Clients that would rather speak HTTP/2 send `Upgrade: h2c` with their requests, which
         RFC 9110, 7.8 lets a server ignore. The parser stops at the end of such a head and leaves
-        the body to us.
+        the body to us. One that is chunked is for another parser.
         """
         while data and not self._closing:
             if self._body_left:
@@ -258,11 +269,26 @@ class PushConnection(asyncio.Protocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                if self._is_chunked or self._parser.get_method() == b"CONNECT":
+                if self._parser.get_method() == b"CONNECT":
                     self._refuse(outcomes.BAD_REQUEST, b"no upgrade on this port\n")
+                if self._is_chunked:
+                    self._read_chunks()
+                    continue
                 self._body_left = self._announced_size
                 if not self._body_left:
                     self._complete()
+
+    def _read_chunks(self) -> None:
+        """Go on with a parser that has seen the same head, but for the offer of an upgrade."""
+        before = self._parser
+        connection = b"keep-alive" if before.should_keep_alive() else b"close"
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_deaf = True
+        self._parser.feed_data(
+            b"%b / HTTP/%b\r\nConnection: %b\r\nTransfer-Encoding: chunked\r\n\r\n"
+            % (before.get_method(), before.get_http_version().encode(), connection)
+        )
+        self._is_deaf = False
 
     def eof_received(self) -> bool:
         """Answer what is still open before closing."""
@@ -326,10 +352,12 @@ class PushConnection(asyncio.Protocol):
     # Called by httptools.
 
     def on_message_begin(self) -> None:
+        if self._is_deaf:
+            return
         self._is_between = False
-        self._url = self._type = self._authorization = b""
-        self._generation = None
-        self._expects_continue = self._is_chunked = self._has_origin = False
+        self._url = b""
+        self._fields = {}
+        self._expects_continue = self._is_chunked = False
         self._in_head = self._head_is_new = True
         self._fed_size = 0
         self._head_size = self._header_count = self._body_size = self._announced_size = 0
@@ -338,21 +366,23 @@ class PushConnection(asyncio.Protocol):
         self._refused = None
 
     def on_url(self, url: bytes) -> None:
+        if self._is_deaf:
+            return
         self._url += url
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_deaf:
+            return
         self._header_count += 1
         self._count(len(name) + len(value))
         if not self._in_head:
             return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         name = name.lower()
-        if name == b"content-type":
-            self._type = value
-        elif name == b"authorization":
-            self._authorization = value.rstrip(_BLANKS)
-        elif name == b"ws2api-generation":
-            self._generation = value.rstrip(_BLANKS)
+        if name in _SINGLE:
+            if name in self._fields:
+                self._refuse(outcomes.BAD_REQUEST, b"%b is sent twice\n" % name)
+            self._fields[name] = value
         elif name == b"content-length":
             # The parser has found it to be a number, which may begin with any count of zeros.
             self._announced_size = int(value.rstrip(_BLANKS).lstrip(b"0")[:20] or b"0")
@@ -360,16 +390,20 @@ class PushConnection(asyncio.Protocol):
             self._is_chunked = True
         elif name == b"expect":
             self._expects_continue = value.rstrip(_BLANKS).lower() == b"100-continue"
-        elif name == b"origin":
-            self._has_origin = True
 
     def on_headers_complete(self) -> None:
+        if self._is_deaf:
+            return
         self._in_head = False
+        self._is_old = self._parser.get_http_version() == "1.0"
+        host = self._fields.get(b"host")
+        if (host is None or host != self._sound_host) and not self._is_old:  # which had no Host
+            self._check_host(host)
         if self._hub.token is not None and not hmac.compare_digest(
-            self._authorization, self._hub.token
+            self._fields.get(b"authorization", b"").rstrip(_BLANKS), self._hub.token
         ):
             self._refuse(outcomes.UNAUTHORIZED, b"")
-        elif self._has_origin and self._hub.token is None:
+        elif b"origin" in self._fields and self._hub.token is None:
             # A browser lets any page send a POST to 127.0.0.1, and says so with an Origin; with a
             # token it would have to ask first.
             self._refuse(outcomes.UNAUTHORIZED, b"a web page may not push without a token\n")
@@ -379,9 +413,17 @@ class PushConnection(asyncio.Protocol):
             self._expects_continue
             and not self._pending  # the answers to those come first; the client goes on by itself
             and self._transport is not None
-            and self._parser.get_http_version() == "1.1"
+            and not self._is_old
         ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _check_host(self, host: bytes | None) -> None:
+        try:
+            check_host(None if host is None else host.rstrip(_BLANKS), self._url)
+        except HandshakeError as error:
+            self._refuse(outcomes.BAD_REQUEST, f"{error}\n".encode())
+        if self._url.startswith(b"/"):
+            self._sound_host = host
 
     def on_body(self, body: bytes) -> None:
         self._body_size += len(body)
@@ -407,19 +449,23 @@ class PushConnection(asyncio.Protocol):
         method = self._parser.get_method()
         if self._more is not None:
             self._body, self._more = bytes(self._more), None
+        request = PushRequest(self)
         if not self._parser.should_keep_alive():
             self._closing = self._lingers = True  # RFC 9112, 9.6
-        request = PushRequest(self)
+        elif self._is_old:
+            request.is_kept_alive = True  # and has to be told so (RFC 9112, C.2.2)
         # No push, whose time counts, before `fill` says so.
         request.kind = DESCRIBE if method in _NO_PUSHES else _UNREAD
         request.wants_no_body = method == b"HEAD"  # RFC 9110, 9.3.2
         self._admit(request)
-        if self._shows_totals and method == b"GET" and self._url == b"/":
+        if self._shows_totals and method == b"GET" and to_origin_form(self._url) == b"/":
             request.finish(outcomes.OK, self._hub.totals())
             return
-        refused = fill(
-            request, method, self._url, self._generation, is_binary(self._type), self._body
-        )
+        generation = None
+        if b"ws2api-generation" in self._fields:
+            generation = self._fields[b"ws2api-generation"].rstrip(_BLANKS)
+        binary = is_binary(self._fields.get(b"content-type", b""))
+        refused = fill(request, method, self._url, generation, binary, self._body)
         self._body = b""  # an idle connection must not keep it
         if refused is not None:
             request.finish(*refused)
@@ -431,11 +477,12 @@ class PushConnection(asyncio.Protocol):
     def _is_plain(self) -> bool:
         """Tell whether a push says nothing but where to, what, and of which type."""
         return (
-            self._generation is None
+            b"ws2api-generation" not in self._fields
+            and self._url.startswith(b"/")
             and not self._expects_continue
             and not self._closing
             and not self._parser.should_upgrade()
-            and self._parser.get_http_version() == "1.1"
+            and not self._is_old
         )
 
     def _admit(self, request: PushRequest) -> None:
@@ -459,7 +506,13 @@ class PushConnection(asyncio.Protocol):
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Return the HTTP answer to an outcome."""
         is_last = self._closing and bool(self._pending) and self._pending[-1] is request
-        return encode_answer(outcome, body, is_last=is_last, with_body=not request.wants_no_body)
+        return encode_answer(
+            outcome,
+            body,
+            is_last=is_last,
+            is_kept_alive=request.is_kept_alive,
+            with_body=not request.wants_no_body,
+        )
 
     def write_answers(self) -> None:
         """Write the answers that are due, in the order of their requests."""

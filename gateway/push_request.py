@@ -88,21 +88,26 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def encode_answer(outcome: int, body: bytes, *, is_last: bool, with_body: bool) -> bytes:
+def encode_answer(
+    outcome: int, body: bytes, *, is_last: bool, with_body: bool, is_kept_alive: bool = False
+) -> bytes:
     """Return the HTTP answer to an outcome.
 
     Args:
         body: what to answer; empty for what the outcome says by itself.
         is_last: whether the connection ends after it.
         with_body: False for the answer to a HEAD (RFC 9110, 9.3.2).
+        is_kept_alive: whether to say that it does not end.
     """
-    if outcome == outcomes.OK and not body and not is_last and with_body:
+    if outcome == outcomes.OK and not (body or is_last or is_kept_alive) and with_body:
         return _OK
     status, text, _ = outcomes.ANSWERS[outcome]
     content_type = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
     extra = outcomes.HEADER_LINES.get(outcome, b"")
     if is_last:
         extra += b"Connection: close\r\n"
+    elif is_kept_alive:
+        extra += b"Connection: keep-alive\r\n"
     body = body or text
     return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
         status,

@@ -919,6 +919,25 @@ def test_request_that_is_handed_to_the_push_side_counts_no_longer() -> None:
     assert worker.connects("a").state == ASKING
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "POST /a HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi",
+        "POST http://gateway.example/a HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+        "POST /a HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    ],
+    ids=["old", "absolute", "offers-http2"],
+)
+def test_pushes_of_any_kind_are_handed_over_on_a_single_port(request_: str) -> None:
+    worker = Worker(single_port=True)
+    worker.connects("-", asks=False).sends(request_)
+    assert worker.handed_over == [request_.encode()]
+    api = Worker().connects("-", asks=False)
+    api.sends(request_)
+    assert b"HTTP/1.1 4" in api.transport.written
+
+
 def test_workers_count_together() -> None:
     table = AddressTable(1)
     one, other = Worker(per_address=2, table=table), Worker(per_address=2, table=table)

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 from itertools import pairwise
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import httptools
 import pytest
@@ -24,6 +25,7 @@ from ws2api.gateway.handshake import (
     error_response,
     refusal,
     split_target,
+    to_origin_form,
 )
 from ws2api.gateway.http_wire import ReplyReader
 from ws2api.gateway.settings import Settings
@@ -201,7 +203,7 @@ def test_requests_in_one_packet_are_not_mixed() -> None:
         b"nonsense\r\n\r\n",
         b"GET\r\n\r\n",
         b"get /me HTTP/1.1\r\n\r\n",
-        b"GET /me HTTP/1.0\r\nHost: a\r\n\r\n",
+        b"GET /me HTTP/0.9\r\nHost: a\r\n\r\n",
         b"GET /me HTTP/2.0\r\nHost: a\r\n\r\n",
         b"GET /me\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -300,6 +302,12 @@ def test_what_follows_the_head_does_not_count() -> None:
         ("/me?/../x", ("me", "?/../x")),
         ("/%6de%2f?%6de%2f", ("me%2F", "?%6de%2f")),
         ("/DE*ABC*E1", ("DE*ABC*E1", "")),
+        # The absolute form, of which the scheme and the host say nothing.
+        ("ws://gateway.example/me", ("me", "")),
+        ("http://gateway.example:80/me?a=/b", ("me", "?a=/b")),
+        ("HTTPS://10.0.0.1:/me", ("me", "")),
+        ("wss://[::1]:7001/%6de?", ("me", "?")),
+        ("http://ho_st/a:b@c", ("a:b@c", "")),
     ],
 )
 def test_target_is_split(target: str, parts: tuple[str, str]) -> None:
@@ -310,7 +318,11 @@ def test_target_is_split(target: str, parts: tuple[str, str]) -> None:
     "target",
     [
         *("", "me", "*", "/", "/?a", "//", "//me", "/me/", "/a/b", "/../me", "/me/..", "?a"),
-        *("http://gateway.example/me", "ws://gateway.example/me", "gateway.example:80"),
+        *("http://gateway.example/", "ws://gateway.example", "gateway.example:80", "http:/me"),
+        *("http:///me", "http://:80/me", "http://a@b/me", "http://a:b/me", "http://a:80:/me"),
+        *("ftp://a/me", "file:///me", "http:me", "http://a/b/me", "http://a/../me", "http://a/@me"),
+        *("http://[::1/me", "http://[a]b/me", "http://a#/me", "http://a\\me", "//a/me", "a/me"),
+        *("http://ü/me", "http://a b/me", "http://%zz/me", "javascript://a/me", "http://a/me#b"),
         *("/me#x", "/me?a#b", "/me?a b", "/me?ü", "/me?\x7f", "/me?\0"),
     ],
 )
@@ -320,15 +332,21 @@ def test_target_that_names_no_client(target: str) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.binary(max_size=300) | st.text("/.%2eE@?#a~", max_size=12).map(str.encode))
+@given(
+    st.binary(max_size=300)
+    | st.text("/.%2eE@?#a~", max_size=12).map(str.encode)
+    | st.text("/.%2eE@?#a~:[]", max_size=12).map(lambda rest: f"http://{rest}".encode())
+)
 def test_any_target_is_split_into_what_may_be_sent_on_or_refused(target: bytes) -> None:
     try:
         client_id, query = split_target(target)
     except HandshakeError:
         return
-    assert b"/" + client_id + query == target
+    path, mark, rest = to_origin_form(target).partition(b"?")
+    assert unquote_to_bytes(b"/" + client_id) == unquote_to_bytes(path)
+    assert query == mark + rest
     assert client_id.isascii()
-    assert not set(client_id) & set(b"/?#@ \r\n")
+    assert not set(client_id) & set(b"/?# \r\n")
     assert query == b"" or query.startswith(b"?")
     assert all(0x21 <= byte <= 0x7E for byte in query)
 
@@ -414,7 +432,32 @@ def test_upgrade_that_is_wrong_is_refused(changes: dict[str, str | None]) -> Non
 
 def test_target_is_judged() -> None:
     assert refused(upgrade("/")).status == 400
-    assert refused(upgrade("http://gateway.example/me")).status == 400
+    assert refused(upgrade("http://gateway.example/")).status == 400
+    assert check(upgrade("http://other.example/me?a")).client_id == b"me"
+
+
+@pytest.mark.parametrize("host", ["", "a", "a.b:80", "[::1]", "[fe80::1%25eth0]:7001", "ho_st:"])
+def test_host_is_taken(host: str) -> None:
+    assert check(upgrade("/me", {"Host": host})).client_id == b"me"
+
+
+@pytest.mark.parametrize(
+    "host", ["a b", "a/b", "a, b", "a@b", "a:b", "[::1", "a:80:80", "\xfc", "<"]
+)
+def test_host_that_is_none_is_refused(host: str) -> None:
+    assert refused(upgrade("/me", {"Host": host})).status == 400
+    # Of which the host in the target takes the place (RFC 9112, 3.2.2).
+    assert check(upgrade("http://gateway.example/me", {"Host": host})).client_id == b"me"
+
+
+def test_host_must_be_there() -> None:
+    for target in ("/me", "http://gateway.example/me"):
+        assert "Host header is missing" in str(refused(upgrade(target, {"Host": None})))
+
+
+def test_upgrade_by_http_1_0_is_refused() -> None:
+    wire = upgrade("/me").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert str(refused(wire)) == "HTTP/1.1 is required"
 
 
 @pytest.mark.parametrize(

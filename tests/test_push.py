@@ -685,10 +685,11 @@ def test_head_that_is_cut_after_much_else_is_taken() -> None:
         b"POST /m\x01e HTTP/1.1\r\n\r\n",
         b"POST /me HTTP/1.2\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"CONNECT me:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"CONNECT me:80 HTTP/1.1\r\n\r\n",
     ],
 )
 def test_malformed_request_is_refused_in_any_split(wire: bytes) -> None:
+    wire = wire.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nHost: a\r\n")
     for pieces in ([wire], bytes_of(wire)):
         api = Api()
         api.sends(*pieces)
@@ -756,6 +757,10 @@ wires = st.one_of(
             request("POST", "/a", b"x" * (MAX_MESSAGE_BYTES + 1)),
             request("POST", "/a", b"last", "Connection: close"),
             request("POST", "/a", b"old", version="1.0"),
+            request("POST", "http://a.example/f?g", b"by way of a proxy"),
+            request("POST", "/a", b"chunks", "Connection: close", *UPGRADE, framing="chunked"),
+            request("POST", "/a", b"x" * (MAX_MESSAGE_BYTES + 1), *UPGRADE, framing="chunked"),
+            request("POST", "/a", b"", "Host: twice"),
             b"nonsense\r\n\r\n",
         )
     ),
@@ -906,16 +911,119 @@ def test_connection_ends_after_the_last_request(last: tuple[str, str]) -> None:
 def test_old_client_may_keep_the_connection() -> None:
     api = Api(ok)
     api.sends(request("POST", "/me", b"hi", "Connection: keep-alive", version="1.0"))
+    assert api.answer.headers["connection"] == "keep-alive"
+    assert api.answer.body == b"ok"
     assert_still_serves(api)
+    assert "connection" not in api.answers[-1].headers, "HTTP/1.1 keeps it without a word"
 
 
-@pytest.mark.parametrize("body", [b"", b"hi"])
-def test_offer_of_another_protocol_is_ignored(body: bytes) -> None:
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("body", [b"", b"hi", b"in more than one chunk"])
+def test_offer_of_another_protocol_is_ignored(body: bytes, framing: str) -> None:
+    wire = request("POST", "/me", body, *UPGRADE, framing=framing)
+    for pieces in ([wire], bytes_of(wire), [wire[:-1], wire[-1:]]):
+        api = Api(ok)
+        api.sends(*pieces)
+        assert (api.ask.kind, api.ask.client_id, api.ask.payload) == (PUSH, b"me", body)
+        assert api.answer.status == 200
+        assert_still_serves(api)
+
+
+def test_requests_after_a_chunked_offer_of_another_protocol_are_read() -> None:
     api = Api(ok)
-    api.sends(request("POST", "/me", body, *UPGRADE))
-    assert api.ask.payload == body
-    assert api.answer.status == 200
+    wire = request("POST", "/me", b"first", *UPGRADE, "Ws2api-Generation: 5", framing="chunked")
+    api.sends((wire + request("GET", "/next", b"") + wire) * 2)
+    assert [(ask.client_id, ask.generation) for ask in api.asks] == [
+        *((b"me", 5), (b"next", 0), (b"me", 5)),
+        *((b"me", 5), (b"next", 0), (b"me", 5)),
+    ]
+    assert [answer.status for answer in api.answers] == [200] * 6
+
+
+def test_last_request_may_offer_another_protocol_with_a_chunked_body() -> None:
+    offer = ("Connection: close, Upgrade", "Upgrade: h2c")
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"last", *offer, framing="chunked"))
+    assert api.ask.payload == b"last"
+    assert api.answer.is_last
+    assert api.transport.eof_is_written
+
+
+@pytest.mark.parametrize("end", [b"zz\r\n", b"5\r\nhell\r\n", b"2\r\nhi0\r\n\r\n"])
+def test_malformed_chunks_of_one_that_offers_another_protocol(end: bytes) -> None:
+    wire = request("POST", "/me", b"", *UPGRADE, framing="chunked").removesuffix(b"0\r\n\r\n")
+    for pieces in ([wire + end], bytes_of(wire + end)):
+        api = Api()
+        api.sends(*pieces)
+        assert_refused_for_good(api, 400)
+
+
+def test_chunks_of_one_that_offers_another_protocol_are_bounded() -> None:
+    api = Api()
+    api.sends(request("POST", "/me", b"x" * 2000, *UPGRADE, framing="chunked"))
+    assert_refused_for_good(api, 413, c.PUSHES_TOO_LARGE)
+    api = Api()
+    wire = request("POST", "/me", b"", *UPGRADE, framing="chunked").removesuffix(b"0\r\n\r\n")
+    api.sends(wire, *[b"0\r\nA: ", *[b"b" * 1000] * 40])
+    assert_refused_for_good(api, 431)
+
+
+# Host, and what may stand once.
+
+
+def test_absolute_target_names_the_client_by_its_path() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "http://gateway.example:7002/me", b"hi"))
+    assert (api.ask.kind, api.ask.client_id) == (PUSH, b"me")
     assert_still_serves(api)
+
+
+@pytest.mark.parametrize("target", ["/me", "http://gateway.example/me"])
+def test_host_must_be_there(target: str) -> None:
+    api = Api()
+    api.sends(f"POST {target} HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi".encode())
+    assert_refused_for_good(api, 400)
+    assert api.answer.body == b"the Host header is missing\n"
+
+
+def test_old_client_needs_no_host() -> None:
+    api = Api(ok)
+    api.sends(b"POST /me HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")
+    assert api.ask.payload == b"hi"
+
+
+def test_malformed_host_is_refused() -> None:
+    api = Api()
+    api.sends(b"GET /me HTTP/1.1\r\nHost: a/b\r\n\r\n")
+    assert_refused_for_good(api, 400)
+
+
+def test_fields_of_an_absolute_target_say_nothing_about_others() -> None:
+    fields = b" HTTP/1.1\r\nHost: a/b\r\nContent-Length: 2\r\n\r\nhi"
+    api = Api(ok)
+    api.sends(b"POST http://a/me" + fields, b"POST /me" + fields)
+    assert [answer.status for answer in api.answers] == [200, 400]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Host", "Authorization", "Content-Type", "Origin", "Ws2api-Generation", "Content-Length"],
+)
+def test_field_that_may_stand_once_is_refused_twice(name: str) -> None:
+    for value in ("5", "6"):
+        wire = request("GET", "/me", b"", f"{name}: 5", f"{name.lower()}: {value}")
+        for pieces in ([wire], bytes_of(wire)):
+            api = Api(ok)
+            api.sends(*pieces)
+            assert_refused_for_good(api, 400)
+
+
+def test_right_token_does_not_help_beside_another() -> None:
+    for tokens in (("s3cret", "x"), ("x", "s3cret"), ("s3cret", "s3cret")):
+        api = Api(ok, token="s3cret")
+        lines = [f"Authorization: Bearer {token}" for token in tokens]
+        api.sends(request("POST", "/me", b"hi", *lines))
+        assert_refused_for_good(api, 400)
 
 
 @pytest.mark.parametrize("length", ["2 ", "2 \t", "0" * 30 + "2"])

@@ -69,7 +69,9 @@ def test_methods_say_what_is_asked() -> None:
     assert refusal("PUT") == refusal("") == outcomes.METHOD_NOT_ALLOWED
 
 
-@pytest.mark.parametrize("target", ["", "/", "me", "/a/b", "/@x", "/%2e%2E", "/a%zz", "http://a/b"])
+@pytest.mark.parametrize(
+    "target", ["", "/", "me", "/a/b", "/@x", "/%2e%2E", "/a%zz", "http://a/b/c"]
+)
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE", "PUT"])
 def test_target_must_name_a_client(method: str, target: str) -> None:
     assert refusal(method, target) == outcomes.BAD_REQUEST

@@ -13,7 +13,12 @@ from urllib.parse import unquote_to_bytes
 
 from ws2api.gateway.client_id import normalise_client_id
 from ws2api.gateway.errors import HandshakeError
-from ws2api.gateway.handshake import HandshakePolicy, RequestHead, error_response
+from ws2api.gateway.handshake import (
+    HandshakePolicy,
+    RequestHead,
+    error_response,
+    to_origin_form,
+)
 from ws2api.gateway.http_wire import ReplyReader, RequestEncoder
 from ws2api.gateway.settings import ApiUrl, Settings
 
@@ -102,7 +107,7 @@ def _judge(policy: HandshakePolicy, data: bytes, expected: Head) -> None:
         handshake.client_id, handshake.query, 17, b"http://gateway:7002/x", handshake.header_lines
     )
     request = read_message(wire)
-    path, mark, query = expected.target.partition(b"?")
+    path, mark, query = to_origin_form(expected.target).partition(b"?")
     client_id = handshake.client_id
     assert normalise_client_id(client_id) == client_id
     assert unquote_to_bytes(b"/" + client_id) == unquote_to_bytes(path)

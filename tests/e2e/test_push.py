@@ -469,6 +469,36 @@ class TestRequests:
         assert stream.read_to_end() == b""
         assert near.client.receive() == "old"
 
+    def test_http_1_0_that_keeps_the_connection(
+        self, gateway: GatewayProcess, near: Connected
+    ) -> None:
+        stream = gateway.push_client(near.worker_address).stream
+        head = {"Content-Length": "3", "Connection": "Keep-Alive"}
+        for _ in range(2):
+            stream.write(encode_head(f"POST /{near.client_id} HTTP/1.0", head) + b"old")
+            response = read_response(stream)
+            assert (response.status, response.headers["Connection"]) == (200, "keep-alive")
+            assert near.client.receive() == "old"
+
+    @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+    def test_on_the_single_port(
+        self, guarded: GatewayProcess, client_id: str, version: str
+    ) -> None:
+        client = guarded.connect(client_id)
+        stream = guarded.push_client(guarded.clients_address).stream
+        head = {
+            **{"Host": "push.example", "Authorization": f"Bearer {TOKEN}"},
+            **{"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"},
+            "Transfer-Encoding": "chunked",
+        }
+        if version == "HTTP/1.0":
+            head = {"Authorization": f"Bearer {TOKEN}", "Content-Length": "2"}
+        target = f"http://gateway.example/{client_id}"
+        stream.write(encode_head(f"POST {target} {version}", head))
+        stream.write(b"hi" if version == "HTTP/1.0" else b"2\r\nhi\r\n0\r\n\r\n")
+        assert read_response(stream).status == 200
+        assert client.receive() == "hi"
+
     def test_connection_that_is_to_be_closed(
         self, gateway: GatewayProcess, near: Connected
     ) -> None:

@@ -105,10 +105,10 @@ class TestTarget:
     @pytest.mark.parametrize(
         "form",
         [
-            *(b"http://gateway.example/%b", b"https://gateway.example/%b", b"ws://a/%b", b"//a/%b"),
+            *(b"http://gateway.example/a/%b", b"http:///%b", b"ws://u@a/%b", b"//a/%b"),
             *(
-                b"http://127.0.0.1:8000/%b",
-                b"HTTP://a/%b",
+                b"http://127.0.0.1:8000/../%b",
+                b"ftp://a/%b",
                 b"http:/%b",
                 b"http:%b",
                 b"%b",
@@ -119,6 +119,19 @@ class TestTarget:
     )
     def test_of_another_form_is_refused(self, side: Side, marker: bytes, form: bytes) -> None:
         side.refuse(upgrade(form % marker), marker)
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            *(b"http://gateway.example/%b", b"https://gateway.example/%b", b"WS://[::1]:1/%b"),
+            *(b"http://127.0.0.1:8000/%b", b"wss://evil.example:443/%b"),
+        ],
+    )
+    def test_of_the_absolute_form_says_nothing_but_its_path(
+        self, side: Side, marker: bytes, form: bytes
+    ) -> None:
+        side.connect(form % marker + b"?http://b/")
+        assert side.get(marker) == side.expected_get(marker, b"?http://b/")
 
     @pytest.mark.parametrize(
         ("line", "status"),
