@@ -17,6 +17,9 @@ UNAUTHORIZED: Final = 7
 TOO_LARGE: Final = 8
 METHOD_NOT_ALLOWED: Final = 9
 HEAD_TOO_LARGE: Final = 10
+UNKNOWN_CHARSET: Final = 11
+UNKNOWN_CODING: Final = 12
+UNKNOWN_TRANSFER: Final = 13
 
 # outcome → status line, body when there is none of its own, index of the counter
 ANSWERS: Final[tuple[tuple[bytes, bytes, int], ...]] = (
@@ -35,11 +38,27 @@ ANSWERS: Final[tuple[tuple[bytes, bytes, int], ...]] = (
         b"the request line and headers exceed 16 KiB\n",
         c.PUSHES_BAD_REQUEST,
     ),
+    (
+        b"415 Unsupported Media Type",
+        b"a text message must be UTF-8, and its Content-Type must not name another charset\n",
+        c.PUSHES_BAD_REQUEST,
+    ),
+    (
+        b"415 Unsupported Media Type",
+        b"a message must come without a Content-Encoding\n",
+        c.PUSHES_BAD_REQUEST,
+    ),
+    (
+        b"501 Not Implemented",
+        b"the only Transfer-Encoding that is known is chunked\n",
+        c.PUSHES_BAD_REQUEST,
+    ),
 )
 
 HEADER_LINES: Final[dict[int, bytes]] = {
     TOO_SLOW: b"Retry-After: 1\r\n",
     UNAVAILABLE: b"Retry-After: 1\r\n",
     UNAUTHORIZED: b"WWW-Authenticate: Bearer\r\n",
+    UNKNOWN_CODING: b"Accept-Encoding: identity\r\n",
     METHOD_NOT_ALLOWED: b"Allow: POST, GET, DELETE\r\n",
 }

@@ -26,7 +26,8 @@ from .errors import HandshakeError
 from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, check_host, to_origin_form
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
-from .push_request import encode_answer, fill, is_binary
+from .media_type import charset_of, is_binary
+from .push_request import encode_answer, fill
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
@@ -174,6 +175,8 @@ class PushConnection(asyncio.Protocol):
         self._url = b""
         # Those of its fields that it has once at most.
         self._fields: dict[bytes, bytes] = {}
+        # Values of those that are lists, with commas.
+        self._codings = self._transfer_codings = b""
         self._announced_size = 0
         self._is_chunked = False
         self._header_count = 0
@@ -357,6 +360,7 @@ class PushConnection(asyncio.Protocol):
         self._is_between = False
         self._url = b""
         self._fields = {}
+        self._codings = self._transfer_codings = b""
         self._expects_continue = self._is_chunked = False
         self._in_head = self._head_is_new = True
         self._fed_size = 0
@@ -388,6 +392,9 @@ class PushConnection(asyncio.Protocol):
             self._announced_size = int(value.rstrip(_BLANKS).lstrip(b"0")[:20] or b"0")
         elif name == b"transfer-encoding":
             self._is_chunked = True
+            self._transfer_codings += b"," + value
+        elif name == b"content-encoding":
+            self._codings += b"," + value
         elif name == b"expect":
             self._expects_continue = value.rstrip(_BLANKS).lower() == b"100-continue"
 
@@ -407,6 +414,8 @@ class PushConnection(asyncio.Protocol):
             # A browser lets any page send a POST to 127.0.0.1, and says so with an Origin; with a
             # token it would have to ask first.
             self._refuse(outcomes.UNAUTHORIZED, b"a web page may not push without a token\n")
+        elif self._is_chunked and _is_transformed(self._transfer_codings):
+            self._refuse(outcomes.UNKNOWN_TRANSFER, b"")
         elif self._announced_size > self._hub.max_message_size:
             self._refuse(outcomes.TOO_LARGE, b"")
         elif (
@@ -461,10 +470,14 @@ class PushConnection(asyncio.Protocol):
         if self._shows_totals and method == b"GET" and to_origin_form(self._url) == b"/":
             request.finish(outcomes.OK, self._hub.totals())
             return
+        binary = is_binary(self._fields.get(b"content-type", b""))
+        if method == b"POST" and (unknown := self._find_unknown(binary)):
+            self._body = b""
+            request.finish(unknown, b"")
+            return
         generation = None
         if b"ws2api-generation" in self._fields:
             generation = self._fields[b"ws2api-generation"].rstrip(_BLANKS)
-        binary = is_binary(self._fields.get(b"content-type", b""))
         refused = fill(request, method, self._url, generation, binary, self._body)
         self._body = b""  # an idle connection must not keep it
         if refused is not None:
@@ -473,6 +486,14 @@ class PushConnection(asyncio.Protocol):
         if method == b"POST" and self._is_plain():
             self._plain_push = request
         self._hub.route(request)
+
+    def _find_unknown(self, binary: bool) -> int:
+        """Return the outcome of a message in a form that is not known here; 0 if it is known."""
+        if self._codings and _names(self._codings, b"identity"):
+            return outcomes.UNKNOWN_CODING
+        if not binary and b"content-type" in self._fields:
+            return outcomes.UNKNOWN_CHARSET if charset_of(self._fields[b"content-type"]) else 0
+        return 0
 
     def _is_plain(self) -> bool:
         """Tell whether a push says nothing but where to, what, and of which type."""
@@ -549,3 +570,18 @@ class PushConnection(asyncio.Protocol):
         request.kind = _UNREAD
         self._pending.append(request)
         request.finish(outcome, body)
+
+
+def _is_transformed(transfer_codings: bytes) -> bool:
+    """Tell whether a body has another coding than the chunked one, which is the last.
+
+    Where the last one is another, nobody knows where the body ends, and the parser refuses it.
+    """
+    names = _names(transfer_codings, b"")
+    return len(names) > 1 and names[-1] == b"chunked"
+
+
+def _names(values: bytes, without: bytes) -> list[bytes]:
+    """Split a list (RFC 9110, 5.6.1); leave one name out."""
+    names = [name.strip().lower() for name in values.split(b",")]
+    return [name for name in names if name and name != without]

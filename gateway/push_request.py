@@ -13,16 +13,10 @@ from .frames import BINARY, TEXT, is_utf8
 from .handshake import split_target
 
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
-_BINARY_TYPE: Final = b"application/octet-stream"
 
 _OK: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nok"
 )
-
-
-def is_binary(content_type: bytes) -> bool:
-    """Tell whether a message of this Content-Type is binary; everything else is text."""
-    return content_type.lower().startswith(_BINARY_TYPE)
 
 
 def fill(

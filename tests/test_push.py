@@ -968,6 +968,84 @@ def test_chunks_of_one_that_offers_another_protocol_are_bounded() -> None:
     assert_refused_for_good(api, 431)
 
 
+# Forms of a body that are not known here.
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Content-Encoding: gzip",
+        "Content-Encoding: identity, br",
+        "content-encoding: x",
+        "Content-Type: text/plain; charset=iso-8859-1",
+        'Content-Type: application/json;charset="UTF-16"',
+    ],
+)
+def test_message_in_another_form_is_refused(line: str) -> None:
+    for framing in ("length", "chunked"):
+        api = Api()
+        api.sends(request("POST", "/me", b"hi", line, framing=framing))
+        assert_refused(api, 415)
+        is_coding = line.lower().startswith("content-encoding")
+        expected = "identity" if is_coding else None
+        assert api.answer.headers.get("accept-encoding") == expected
+        assert_still_serves(api)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Content-Encoding: identity",
+        "Content-Encoding:",
+        "Content-Type: text/plain; charset=us-ascii",
+        "Content-Type: text/plain; charset=UTF-8",
+        f"Content-Type: {BINARY_TYPE}; charset=utf-16",
+    ],
+)
+def test_message_in_a_form_that_is_known_is_pushed(line: str) -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", line), request("POST", "/me", b"hi", line))
+    assert [ask.payload for ask in api.asks] == [b"hi", b"hi"]
+
+
+def test_form_matters_to_messages_only() -> None:
+    api = Api(ok)
+    lines = ("Content-Encoding: gzip", "Content-Type: text/plain; charset=utf-16")
+    api.sends(request("GET", "/me", b"", *lines), request("DELETE", "/me", b"", *lines))
+    assert [ask.kind for ask in api.asks] == [DESCRIBE, CLOSE]
+
+
+def test_type_that_only_begins_like_binary_is_text() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/me", b"hi", f"Content-Type: {BINARY_TYPE}s"))
+    assert api.ask.code == TEXT
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Transfer-Encoding: gzip, chunked",),
+        ("Transfer-Encoding: GZip", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: identity,chunked",),
+    ],
+)
+def test_transfer_coding_that_is_not_known(lines: tuple[str, ...]) -> None:
+    head = "".join(f"{line}\r\n" for line in ("POST /me HTTP/1.1", "Host: a", *lines, ""))
+    wire = head.encode() + b"2\r\nhi\r\n0\r\n\r\n"
+    for pieces in ([wire], bytes_of(wire)):
+        api = Api()
+        api.sends(*pieces)
+        assert_refused_for_good(api, 501)
+
+
+@pytest.mark.parametrize("value", ["Chunked", " , chunked", "chunked "])
+def test_chunked_may_be_written_in_any_way(value: str) -> None:
+    api = Api(ok)
+    wire = f"POST /me HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {value}\r\n\r\n"
+    api.sends(wire.encode() + b"2\r\nhi\r\n0\r\n\r\n")
+    assert api.ask.payload == b"hi"
+
+
 # Host, and what may stand once.
 
 

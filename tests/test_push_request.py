@@ -11,7 +11,7 @@ from ws2api.gateway import outcomes
 from ws2api.gateway.ask import Ask
 from ws2api.gateway.envelope import CLOSE, DESCRIBE, PUSH
 from ws2api.gateway.frames import BINARY, TEXT
-from ws2api.gateway.push_request import encode_answer, fill, is_binary
+from ws2api.gateway.push_request import encode_answer, fill
 
 ALLOWED_CODES = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)} - {1010}
 
@@ -37,21 +37,6 @@ def refusal(method: str = "POST", target: str = "/me", body: bytes = b"hi") -> i
     outcome, text = refused
     assert not text or (text.endswith(b"\n") and text.count(b"\n") == 1)
     return outcome
-
-
-@pytest.mark.parametrize(
-    ("content_type", "expected"),
-    [
-        (b"application/octet-stream", True),
-        (b"Application/Octet-Stream ; x=y", True),
-        (b"text/plain", False),
-        (b"application/json", False),
-        (b"", False),
-        (b"x-application/octet-stream", False),
-    ],
-)
-def test_binary_by_its_type(content_type: bytes, expected: bool) -> None:
-    assert is_binary(content_type) == expected
 
 
 def test_methods_say_what_is_asked() -> None:

@@ -30,7 +30,7 @@ DICTIONARY = (
 )
 
 MAX_MESSAGE_SIZE: Final = 100
-_STATUSES: Final = {200, 400, 401, 404, 405, 413, 431}
+_STATUSES: Final = {200, 400, 401, 404, 405, 413, 415, 431, 501}
 _OFFER: Final = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
 
 AskFields = tuple[int, bytes, int, int, bytes]
