@@ -191,6 +191,9 @@ class Admission(Session):
             elif reply.status == 200 and is_nearly_ok(reply.body):
                 text = "connect refused: the API's answer must be ok and nothing else"
                 self._hub.journal.hint(text, self.client_id)
+            if is_for_client(reply):
+                status = 403 if reply.status == 200 else reply.status
+                self._note_refusal(status, "the API said no")
             self._turn_away(refusal(reply))
             return False
         try:
@@ -228,7 +231,16 @@ class Admission(Session):
             self.close(*hub.farewell)
 
     def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
+        self._note_refusal(status, text)
         self._turn_away(error_response(status, f"{text}\n".encode(), b"", header_lines))
+
+    def _note_refusal(self, status: int, reason: str) -> None:
+        opening = self._opening
+        if opening is not None and opening.handshake is not None:
+            remote = opening.handshake.remote
+        else:
+            remote = self._peer() if self._transport is not None else ""
+        self._hub.journal.refused("connect refused", self.client_id, status, reason, remote)
 
     def _turn_off(self, error: ApiError) -> None:
         self._hub.gate.leave(self)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _COMPLAINTS_AT_ONCE: Final = 5
 _COMPLAINT_S: Final = 1.0
 """Within this time no more than so many complaints of one cause are logged."""
+_REFUSAL_S: Final = 10.0
+"""The same for refusals of one kind, which anybody can cause."""
 _HINT: Final = "hint"
 
 _log = structlog.get_logger()
@@ -44,7 +48,13 @@ class Journal:
         # not tell any more.
         self._remotes: dict[Session, str] = {}
         # Each cause has its own, so that none hides behind another.
-        self._limiters = {cause: _Limiter(cause, sweeper) for cause in (*causes.OF_REQUESTS, _HINT)}
+        self._limiters = {
+            cause: _Limiter(partial(_tell_complaints, cause), _COMPLAINT_S, sweeper)
+            for cause in (*causes.OF_REQUESTS, _HINT)
+        }
+        self._sweeper = sweeper
+        # By text and status, of which there are few.
+        self._refusals: dict[tuple[str, int], _Limiter] = {}
 
     def opened(self, client: Session, remote: str) -> None:
         """Note that a client is connected.
@@ -115,23 +125,54 @@ class Journal:
         if self._limiters[_HINT].lets_through():
             _log.warning(text, client=client_id.decode("ascii"))
 
+    def refused(self, text: str, client_id: bytes, status: int, reason: str, remote: str) -> None:
+        """Log that a connect or a push was refused, a few times in ten seconds at most.
+
+        Args:
+            client_id: empty when the request did not get so far.
+            status: that of the answer.
+            reason: one line.
+            remote: IP address that it came from; empty when it is not known.
+        """
+        limiter = self._refusals.get((text, status))
+        if limiter is None:
+            tell = partial(_tell_refusals, text, status)
+            limiter = self._refusals[text, status] = _Limiter(tell, _REFUSAL_S, self._sweeper)
+        if limiter.lets_through():
+            client = client_id.decode("ascii")
+            _log.info(text, client=client, status=status, reason=reason, remote=remote)
+
+
+def _tell_complaints(cause: str, count: int) -> None:
+    _log.warning("similar lines were left out", cause=cause, count=count)
+
+
+def _tell_refusals(text: str, status: int, count: int) -> None:
+    _log.info("similar lines were left out", of=text, status=status, count=count)
+
 
 class _Limiter:
-    """Let a few complaints through within a time, and tell how many others there were."""
+    """Let a few lines through within a time, and tell how many others there were.
 
-    def __init__(self, cause: str, sweeper: Sweeper) -> None:
-        self._cause = cause
+    Args:
+        tell: logs how many were left out.
+        within_s: that time.
+    """
+
+    def __init__(self, tell: Callable[[int], None], within_s: float, sweeper: Sweeper) -> None:
+        self._log_left_out = tell
+        self._within_s = within_s
         self._sweeper = sweeper
-        # Complaints since the given time.
+        # Lines since the given time.
         self._count = 0
         self._since = 0.0
         # Whether the wheel will ask how many were left out.
         self._will_tell = False
 
     def lets_through(self) -> bool:
-        """Count a complaint; tell whether it may be logged."""
+        """Count a line; tell whether it may be logged."""
         now = self._sweeper.now
-        if now - self._since >= _COMPLAINT_S:
+        if now - self._since >= self._within_s:
             self._tell()
             self._since = now
         self._count += 1
@@ -139,12 +180,12 @@ class _Limiter:
             return True
         if not self._will_tell:
             self._will_tell = True
-            self._sweeper.schedule(self, _COMPLAINT_S)
+            self._sweeper.schedule(self, self._within_s)
         return False
 
     def on_tick(self, now: float) -> float:
         """Tell how many were left out, although no other follows."""
-        left_s = self._since + _COMPLAINT_S - now
+        left_s = self._since + self._within_s - now
         if left_s > 0:
             return left_s
         self._will_tell = False
@@ -154,4 +195,4 @@ class _Limiter:
     def _tell(self) -> None:
         left_out, self._count = self._count - _COMPLAINTS_AT_ONCE, 0
         if left_out > 0:
-            _log.warning("similar lines were left out", cause=self._cause, count=left_out)
+            self._log_left_out(left_out)

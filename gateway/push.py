@@ -23,7 +23,7 @@ from .ask import Ask
 from .door import Door
 from .envelope import DESCRIBE, PUSH
 from .errors import HandshakeError
-from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, check_host, to_origin_form
+from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, check_host, split_target, to_origin_form
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
 from .media_type import charset_of, is_binary
@@ -69,6 +69,8 @@ class PushHub:
     """Learn that there is one beyond the share more (1) or less (-1)."""
     has_room: Callable[[], bool] = lambda: True
     """Tell whether there is a file for one beyond the share."""
+    on_refused: Callable[[str, bytes, int, str, str], None] = lambda *_: None
+    """Note a push that was refused: `Journal.refused`."""
     known: KnownFields = field(default_factory=KnownFields)
 
     def enter(self, connection: PushConnection) -> None:
@@ -526,6 +528,8 @@ class PushConnection(asyncio.Protocol):
 
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Return the HTTP answer to an outcome."""
+        if outcome and request.kind <= PUSH:  # not OK
+            self._note_refusal(request, outcome, body)
         is_last = self._closing and bool(self._pending) and self._pending[-1] is request
         return encode_answer(
             outcome,
@@ -534,6 +538,14 @@ class PushConnection(asyncio.Protocol):
             is_kept_alive=request.is_kept_alive,
             with_body=not request.wants_no_body,
         )
+
+    def _note_refusal(self, request: PushRequest, outcome: int, body: bytes) -> None:
+        status, text, _ = outcomes.ANSWERS[outcome]
+        reason = (body or text).decode().strip()
+        client_id = request.client_id or _client_id_of(self._url)
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        remote = str(peer[0]) if peer else ""
+        self._hub.on_refused("push refused", client_id, int(status[:3]), reason, remote)
 
     def write_answers(self) -> None:
         """Write the answers that are due, in the order of their requests."""
@@ -585,3 +597,11 @@ def _names(values: bytes, without: bytes) -> list[bytes]:
     """Split a list (RFC 9110, 5.6.1); leave one name out."""
     names = [name.strip().lower() for name in values.split(b",")]
     return [name for name in names if name and name != without]
+
+
+def _client_id_of(target: bytes) -> bytes:
+    """Return the id in the target of a request that was refused before its end; empty for none."""
+    try:
+        return split_target(target)[0]
+    except HandshakeError:
+        return b""

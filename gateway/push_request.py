@@ -93,7 +93,7 @@ def encode_answer(
         with_body: False for the answer to a HEAD (RFC 9110, 9.3.2).
         is_kept_alive: whether to say that it does not end.
     """
-    if outcome == outcomes.OK and not (body or is_last or is_kept_alive) and with_body:
+    if not (outcome or body or is_last or is_kept_alive) and with_body:  # OK is 0
         return _OK
     status, text, _ = outcomes.ANSWERS[outcome]
     content_type = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"

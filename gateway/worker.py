@@ -207,6 +207,13 @@ class Worker:
             self._commands, self._bus.channel, slot, self._sweeper, self._subscription.reset
         )
         token = settings.push_token
+        journal = Journal(
+            slot,
+            self._sweeper,
+            assignment.recent.closes(assignment.index, assignment.bank),
+            assignment.recent.errors(assignment.index, assignment.bank),
+            logs.is_written("debug"),
+        )
         self._push_hub = PushHub(
             slot=slot,
             sweeper=self._sweeper,
@@ -219,6 +226,7 @@ class Worker:
             doors=self._push_doors,
             on_surplus=self._on_push_surplus,
             has_room=lambda: self._hub.sockets < self._hub.most_clients,
+            on_refused=journal.refused,
         )
         self._hub = Hub(
             slot=slot,
@@ -245,13 +253,7 @@ class Worker:
             door=self._client_door,
             serve_http=self._serve_http if settings.single_port else None,
             call_soon=loop.call_soon,
-            journal=Journal(
-                slot,
-                self._sweeper,
-                assignment.recent.closes(assignment.index, assignment.bank),
-                assignment.recent.errors(assignment.index, assignment.bank),
-                logs.is_written("debug"),
-            ),
+            journal=journal,
             limit=self._address_limit(),
             clients=clients,
             connecting=connecting,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
+import structlog
 from harness.looping import Clock
+from structlog.testing import capture_logs
 from ws2api.gateway import causes
 from ws2api.gateway import counters as c
 from ws2api.gateway.address_limit import AddressLimit, AddressTable
@@ -537,6 +539,40 @@ def test_refused_client_is_withdrawn() -> None:
     assert me.status == 403
     assert worker.registry.withdrawn == [(b"a", 17)]
     assert worker.hub.connecting == {}
+
+
+@pytest.fixture
+def lines() -> Iterator[list[Any]]:
+    """Catch what is logged, whatever the level."""
+    former = structlog.get_config()
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        yield lines
+    structlog.configure(**former)
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 429])
+def test_refusal_of_the_api_leaves_a_line(lines: list[Any], status: int) -> None:
+    worker = Worker()
+    me = worker.connects("a", peer="10.0.0.1", behind="192.0.2.9")
+    worker.marks()
+    me.is_answered(status, b"no, and private")
+    (line,) = lines
+    assert line == {
+        "event": "connect refused",
+        "log_level": "info",
+        "client": "a",
+        "status": 403 if status == 200 else status,
+        "reason": "the API said no",
+        "remote": "192.0.2.9",
+    }
+
+
+def test_refusal_of_the_gateway_leaves_a_line(lines: list[Any]) -> None:
+    me = Worker().connects("a/b")
+    (line,) = lines
+    assert (line["client"], line["status"], line["remote"]) == ("", me.status, PEER)
+    assert line["reason"] == "the path must be one segment, the client id"
 
 
 def test_refused_client_leaves_a_newer_connect_alone() -> None:

@@ -275,3 +275,40 @@ def test_error_that_is_too_long_is_kept_as_far_as_it_fits(lines: list[Any]) -> N
     assert record.client_id == "x" * 255
     assert record.text.startswith("not taken: éé")
     assert set(record.text.removeprefix("not taken: ")) == {"é"}
+
+
+# Refusals.
+
+
+def test_refusal_is_logged_with_its_reason(lines: list[Any]) -> None:
+    Noted().journal.refused("connect refused", b"tom", 401, "the API said no", "192.0.2.7")
+    assert lines == [
+        {
+            "event": "connect refused",
+            "log_level": "info",
+            "client": "tom",
+            "status": 401,
+            "reason": "the API said no",
+            "remote": "192.0.2.7",
+        }
+    ]
+
+
+def test_refusals_are_logged_seldom_and_the_others_counted(lines: list[Any]) -> None:
+    noted = Noted()
+    for _ in range(AT_ONCE + 3):
+        noted.journal.refused("push refused", b"tom", 404, "no such client", "")
+    noted.journal.refused("push refused", b"", 401, "a bearer token is required", "")
+    assert [line["status"] for line in lines] == [404] * AT_ONCE + [401]
+    noted.clock.advance(11)
+    assert lines[AT_ONCE + 1 :] == [
+        {
+            "event": "similar lines were left out",
+            "log_level": "info",
+            "of": "push refused",
+            "status": 404,
+            "count": 3,
+        }
+    ]
+    noted.journal.refused("push refused", b"tom", 404, "no such client", "")
+    assert lines[-1]["event"] == "push refused"

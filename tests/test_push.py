@@ -60,6 +60,9 @@ class FakeTransport:
     def resume_reading(self) -> None:
         self.is_reading = True
 
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return ("192.0.2.7", 4000) if name == "peername" else None
+
     def can_write_eof(self) -> bool:
         return True
 
@@ -130,6 +133,7 @@ class Api:
         self.slot = Counters(1).bank(0, 0)
         self.sweeper = FakeSweeper()
         self.asks: list[Ask] = []
+        self.refused: list[tuple[str, bytes, int, str, str]] = []
         self._route = route
         self.hub = PushHub(
             slot=self.slot,
@@ -139,6 +143,7 @@ class Api:
             token=f"Bearer {token}".encode() if token else None,
             totals=lambda: b"connections_opened 7\n",
             connections=set(),
+            on_refused=lambda *refusal: self.refused.append(refusal),
         )
         self.connection = PushConnection(self.hub, shows_totals)
         self.transport = FakeTransport()
@@ -347,6 +352,35 @@ def test_looking_up_and_closing_are_no_pushes(wire: bytes, outcome: int) -> None
     api.sends(wire)
     assert api.wire.startswith(b"HTTP/1.1 ")
     assert counted(api) == {}
+
+
+@pytest.mark.parametrize(
+    ("wire", "noted"),
+    [
+        (request(), (b"me", 404, "no such client")),
+        (request("POST", "/me", b"\xff"), (b"me", 400, "a text message must be UTF-8")),
+        (request("POST", "/a/b"), (b"", 400, "the path must be one segment, the client id")),
+        (get("/me"), None),
+        (delete("/me"), None),
+    ],
+)
+def test_refused_push_is_noted(wire: bytes, noted: tuple[bytes, int, str] | None) -> None:
+    api = Api(lambda ask: ask.finish(outcomes.NOT_FOUND, b""))
+    api.sends(wire)
+    assert api.refused == ([("push refused", *noted, "192.0.2.7")] if noted else [])
+
+
+def test_push_without_the_token_is_noted_by_the_id_that_it_meant() -> None:
+    api = Api(ok, token="s3cret")
+    api.sends(request())
+    text = "a bearer token is required"
+    assert api.refused == [("push refused", b"me", 401, text, "192.0.2.7")]
+
+
+def test_push_that_is_done_is_not_noted() -> None:
+    api = Api(ok)
+    api.sends(request())
+    assert api.refused == []
 
 
 # How long it takes.
