@@ -289,7 +289,9 @@ class RedisLink(asyncio.Protocol):
             await self.ask(*((b"AUTH", user, password) if user else (b"AUTH", password)))
         if database := int(options.get("db", 0) or 0):
             await self.ask(b"SELECT", database)
-        await self.ask(b"CLIENT", b"SETNAME", self._name)
+        # For people who look at CLIENT LIST; some who rent out a Redis forbid it.
+        with contextlib.suppress(hiredis.ReplyError):
+            await self.ask(b"CLIENT", b"SETNAME", self._name)
         for script in self._scripts:
             await self.ask(b"SCRIPT", b"LOAD", script.source)
 

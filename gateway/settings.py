@@ -229,7 +229,9 @@ class Settings(BaseSettings):
     config: Annotated[Path | None, Form("FILE")] = Field(
         None, description="TOML file with any of these options."
     )
-    check: bool = Field(False, description="Validate the options, try Redis and the ports, exit.")
+    check: bool = Field(
+        False, description="Validate the options, try Redis, the API and the ports, exit."
+    )
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:

@@ -17,6 +17,7 @@ from ws2api.gateway.settings import Address, Settings
 from ws2api.gateway.verbosity import Verbosity
 
 from .admin_port import AdminPort
+from .api_check import find_fault
 from .connection_limit import KEEPALIVE_S, ConnectionLimit
 from .errors import EXIT_OK, EXIT_UNCLEAN
 from .listeners import BACKLOG
@@ -96,11 +97,19 @@ async def _serve(
     assert runner.server is not None
     server = await limit.listen(runner.server, listener, BACKLOG)
     reaper.start()
+    checking = asyncio.create_task(_look_at_api(settings))
     await stop.wait()
+    checking.cancel()
     left = await reaper.stop()
     server.close()
     await runner.cleanup()
     return left
+
+
+async def _look_at_api(settings: Settings) -> None:
+    """Warn of an API that cannot be reached: here, where nobody waits for a silent one."""
+    if fault := await find_fault(settings):
+        _log.warning(fault)
 
 
 def _is_own_fault(record: logging.LogRecord) -> bool:

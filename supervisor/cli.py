@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,19 +12,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from ws2api.gateway import logs
 from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.counters import BANKS, Counters
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, doubts, load
 
-from . import admin, embedded, listeners, process, profiles_folder, standard_streams
+from . import admin, embedded, listeners, process, profiles_folder, redis_check, standard_streams
+from .api_check import find_fault
 from .configuration import Configuration, check_authorities
 from .embedded import EmbeddedServer, find_server
 from .errors import EXIT_GAVE_UP, EXIT_OK, EXIT_USAGE, GaveUpError, StartError
@@ -33,7 +31,6 @@ from .parts import Parts
 from .shared_state import SharedState
 from .tree import ORDERS_WAIT, VERBOSE, Tree
 
-_REDIS_TIMEOUT_S: Final = 3.0
 _EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 _log = structlog.get_logger()
@@ -76,6 +73,8 @@ def _check(settings: Settings) -> int:
     redis = _try_redis(settings)
     bound = listeners.bind(settings)
     bound.close()
+    if fault := asyncio.run(find_fault(settings)):  # at a start the admin process looks
+        _log.warning(fault)
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     print(
         f"ok: {workers}, clients {bound.client_address}, pushes {bound.push_address}, "
@@ -180,28 +179,16 @@ def _announce(settings: Settings, bound: Listeners, redis: str) -> None:
 
 
 def _try_redis(settings: Settings) -> str:
-    """Make sure that there is a Redis, or a server to embed; return its name for people."""
+    """Make sure that there is a Redis that will do, or a server to embed; name it for people."""
     if settings.redis == "embedded":
         return f"embedded ({find_server()})"
-    name = _without_secrets(settings.redis)
-    try:
-        with Redis.from_url(
-            settings.redis,
-            socket_timeout=_REDIS_TIMEOUT_S,
-            socket_connect_timeout=_REDIS_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        ) as redis:
-            redis.ping()
-    # Beside its own errors: ValueError and TypeError are redis-py's for parts of a URL.
-    except (RedisError, OSError, ValueError, TypeError) as error:
-        raise StartError(f"redis: cannot use {name}: {error}") from None
-    return name
+    from ws2api.gateway import bus, disconnects, registry
 
-
-def _without_secrets(url: str) -> str:
-    """Leave out the user, the password and the query of a URL, which may hold a password too."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scripts = (*registry.SCRIPTS, *disconnects.SCRIPTS, *bus.SCRIPTS)
+    sources = [script.source for script in scripts]
+    for doubt in redis_check.check(settings.redis, settings.redis_prefix, sources):
+        _log.warning(doubt)
+    return redis_check.name_without_secrets(settings.redis)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,11 @@ from .api_client import ApiClient
 from .clock_agreement import ClockAgreement
 from .delivery import MAX_AT_ONCE, Delivery, end_tasks
 from .disconnect_queue import DisconnectQueue
+from .eviction import harm_of, policy_of
 
 _WATCH_EVERY_S: Final = 1.0
 _MEASURE_EVERY_S: Final = 2.0
+_LOOK_AT_POLICY_EVERY_S: Final = 10.0
 # Between two looks at what can be sent, so that one round trip to Redis does for several.
 _SEND_PAUSE_S: Final = 0.005
 # Between two batches of a lost worker, so that Redis serves the pushes too.
@@ -149,6 +151,8 @@ class Reaper:
         self._clock = ClockAgreement(trust_s, 0.0)
         # Worker of this gateway → when to see whether there is something of it in Redis yet.
         self._look_again_at: dict[str, float] = {}
+        # What Redis drops when its memory is full, when last seen.
+        self._policy = ""
         # Names of the loops to which Redis does not answer.
         self._cut_off: set[str] = set()
         self._log_error_at = 0.0
@@ -162,6 +166,7 @@ class Reaper:
         loops: dict[str, tuple[_Step, float]] = {
             "watch": (self._watch, _WATCH_EVERY_S),
             "measure": (self._measure, _MEASURE_EVERY_S),
+            "policy": (self._look_at_policy, _LOOK_AT_POLICY_EVERY_S),
             "read": (self._delivery.read, 0.0),
             "send": (self._delivery.send, _SEND_PAUSE_S),
         }
@@ -348,6 +353,17 @@ class Reaper:
         if self._heard_at - began > _SLOW_S:
             self._undisturbed_since = self._heard_at
         return reply
+
+    async def _look_at_policy(self) -> None:
+        """Warn when Redis was told to drop what stands there for clients."""
+        try:
+            memory: Any = await self._redis.info("memory")
+        except exceptions.ResponseError:
+            return  # not everybody may ask
+        policy = policy_of(memory)
+        before, self._policy = self._policy, policy
+        if policy != before and (harm := harm_of(policy)):
+            _log.error("Redis may drop what it must keep", reason=harm)
 
     # Figures.
 

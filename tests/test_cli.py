@@ -138,12 +138,23 @@ def test_warns_once_of_what_is_hardly_meant(
 ) -> None:
     monkeypatch.setenv("WS2API_WORKRES", "2")
     ports = ["--listen=127.0.0.1:0", "--push-listen=:0", "--admin-listen=:0"]
-    assert cli.main([*ports, "--check"]) == 0
+    with closing(socket.create_server(("127.0.0.1", 0))) as api:
+        url = f"http://127.0.0.1:{api.getsockname()[1]}"
+        assert cli.main([*ports, "--check", f"--api={url}"]) == 0
     push, admin, variable = capfd.readouterr().err.splitlines()
     assert "warning" in push
     assert "push-listen: whoever reaches 0.0.0.0:0 may push to any client" in push
     assert "admin-listen: whoever reaches 0.0.0.0:0 sees the figures" in admin
     assert "did you mean WS2API_WORKERS?" in variable
+
+
+def test_check_warns_of_an_api_that_is_away(capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    assert cli.main([*FREE_PORTS, "--check", f"--api={url}"]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "warning" in line
+    assert f"api: cannot reach {url}: Connection refused" in line
 
 
 def test_check_finds_the_server_to_embed(capsys: pytest.CaptureFixture[str]) -> None:

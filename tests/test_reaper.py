@@ -17,7 +17,7 @@ from harness.disconnect_store import BORN, LEASE_MS, Store
 from harness.fault_proxy import FaultProxy
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, POLL_S
-from redis import Redis
+from redis import Redis, exceptions
 from structlog.testing import capture_logs
 from ws2api.gateway import counters as c
 from ws2api.gateway.disconnects import GROUP, LEASES
@@ -98,6 +98,7 @@ def store(server: ValkeyProcess) -> Iterator[Store]:
 def watch_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaper_module, "_WATCH_EVERY_S", 0.02)
     monkeypatch.setattr(reaper_module, "_MEASURE_EVERY_S", 0.02)
+    monkeypatch.setattr(reaper_module, "_LOOK_AT_POLICY_EVERY_S", 0.02)
 
 
 @asynccontextmanager
@@ -779,6 +780,49 @@ class TestFigures:
                 assert one.figures[c.DISCONNECTS_HELD] == 0
 
         run(scenario())
+
+
+class TestEviction:
+    def test_is_warned_of_once_when_it_is_set(self, store: Store, server: ValkeyProcess) -> None:
+        def warnings() -> list[Any]:
+            return [line["reason"] for line in logs if "may drop" in line["event"]]
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url) as one:
+                await until(lambda: one.reaper._policy == "noeviction")
+                for count, policy in enumerate(("allkeys-lru", "allkeys-random"), 1):
+                    store.redis.config_set("maxmemory-policy", policy)
+                    await until(lambda count=count: len(warnings()) == count)
+                    assert policy in warnings()[-1]
+                store.redis.config_set("maxmemory-policy", "volatile-lru")
+                await until(lambda: one.reaper._policy == "volatile-lru")
+
+        try:
+            with capture_logs() as logs:
+                run(scenario())
+        finally:
+            store.redis.config_set("maxmemory-policy", "noeviction")
+        assert len(warnings()) == 2
+
+    def test_where_redis_does_not_say(
+        self, store: Store, server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = 0
+
+        async def refuse(redis: object, section: str) -> None:
+            nonlocal asked
+            asked += 1
+            raise exceptions.NoPermissionError("no")
+
+        monkeypatch.setattr(reaper_module.Redis, "info", refuse)
+
+        async def scenario() -> None:
+            async with an_api() as api, reaping(api, server.url):
+                await until(lambda: asked > 2)
+
+        with capture_logs() as logs:
+            run(scenario())
+        assert not logs
 
 
 async def kill(reaper: Reaper) -> None:

@@ -166,6 +166,17 @@ def is_loss(reply: Reply) -> bool:
     return isinstance(reply, RedisUnavailable)
 
 
+@in_loop
+async def test_name_is_optional(server: Server) -> None:
+    rights = ("on", ">secret", "allkeys", "allchannels", "+@all", "-client")
+    server.redis.execute_command("ACL", "SETUSER", "nameless", *rights)
+    url = server.url.replace("unix://", "unix://nameless:secret@")
+    async with connected(url, name="unseen") as link:
+        assert await link.link.ask("ECHO", "hello") == b"hello"
+        assert "unseen" not in [each["name"] for each in server.redis.client_list()]
+        assert link.ups == 1
+
+
 # Commands.
 
 
