@@ -18,7 +18,14 @@ from .ask import Ask
 from .errors import ApiError, HandshakeError
 from .exchange import CONNECT, Exchange
 from .gate import retry_after
-from .handshake import allows_retry, error_response, is_for_client, is_nearly_ok, refusal
+from .handshake import (
+    allows_retry,
+    error_response,
+    is_for_client,
+    is_nearly_ok,
+    plain_address,
+    refusal,
+)
 from .http_wire import ReplyReader
 from .hub import Hub
 from .opening import Opening
@@ -130,7 +137,7 @@ class Admission(Session):
     def _peer(self) -> str:
         assert self._transport is not None
         peer = self._transport.get_extra_info("peername")
-        return str(peer[0]) if peer else "0.0.0.0"  # noqa: S104  (gone already)
+        return plain_address(peer[0]) if peer else "0.0.0.0"  # noqa: S104  (gone already)
 
     # The connect.
 

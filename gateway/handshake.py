@@ -256,7 +256,7 @@ class HandshakePolicy:
         known = {name.lower() for name in _PASSED_ON}
         self._passed_on = [(name.lower(), name) for name in _PASSED_ON]
         self._passed_on += [(n.lower(), n) for n in names if n.lower() not in known]
-        self._trusted = [ipaddress.ip_network(cidr) for cidr in settings.trusted_proxy]
+        self._trusted = [_network(cidr) for cidr in settings.trusted_proxy]
         self._origins = [_origin_pattern(origin) for origin in settings.allow_origin]
         self._subprotocols = [name.encode("ascii") for name in settings.subprotocol]
 
@@ -363,6 +363,24 @@ class HandshakePolicy:
             b"Sec-WebSocket-Accept: %b\r\n%b%b\r\n" % (handshake.accept, protocol, cookies)
         )
         return response, chosen
+
+
+def plain_address(host: str) -> str:
+    """Return the IPv4 address of a peer that an IPv6 wildcard socket names its own way.
+
+    Others are returned as they are (RFC 4291, 2.5.5.2).
+    """
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
+def _network(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Read a network; one of mapped addresses stands for that of IPv4."""
+    network = ipaddress.ip_network(cidr)
+    if isinstance(network, ipaddress.IPv6Network):
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None and network.prefixlen >= 96:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

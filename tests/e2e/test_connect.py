@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Iterator
 
@@ -11,6 +13,8 @@ from harness.gateway import GatewayProcess
 from harness.http_messages import Response, read_response
 from harness.waiting import until
 from harness.ws import Frame, Op, upgrade_request
+
+from .conftest import StartGateway
 
 SECONDS_US = 1_000_000
 CUT_OFF = Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", then_close=True)
@@ -280,7 +284,7 @@ class TestWhatTheApiIsTold:
 class TestClientIds:
     @pytest.mark.parametrize(
         "encoded",
-        ["a%20b", "a%2Fb", "caf%C3%A9", "caf%c3%a9", "%25", "~._-", "a%40b", "0"],
+        ["a%20b", "a%2Fb", "caf%C3%A9", "%25", "~._-", "a%40b", "0", "DE*A:b+'!;@"],
     )
     def test_is_passed_on_exactly(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str, encoded: str
@@ -295,6 +299,16 @@ class TestClientIds:
         longest = "x" * 255
         gateway.connect(longest)
         assert api.wait_for_one(longest, "GET").target == f"/{longest}"
+
+    def test_absolute_target_and_another_spelling_are_the_same_client(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        stream = gateway.open_stream()
+        stream.write(upgrade_request(f"ws://gateway.example:7001/{client_id}%c3%a9%61?a"))
+        assert read_response(stream).status == 101
+        name = f"{client_id}%C3%A9a"
+        assert api.wait_for_one(name, "GET").target == f"/{name}?a"
+        assert gateway.push_client().push(name, "for you").status == 200
 
     @pytest.mark.parametrize(
         "target",
@@ -317,7 +331,8 @@ class TestClientIds:
             '/a"b',
             "/a<b>",
             "/a\\b",
-            "http://gateway.example/absolute",
+            "http://gateway.example/ab/solute",
+            "ftp://gateway.example/absolute",
             "no-slash",
             "*",
         ],
@@ -509,3 +524,30 @@ class TestWhileTheApiThinks:
         assert read_response(stream).status == 403
         assert stream.read_to_end() == b""
         assert not api.requests(client_id, "POST")
+
+
+class TestMappedAddress:
+    """An IPv6 wildcard socket takes clients of IPv4, and has a way of its own to name them."""
+
+    def test_is_told_as_one_of_ipv4(
+        self, own_api: FakeApi, start_gateway: StartGateway, client_id: str
+    ) -> None:
+        try:
+            socket.create_server(("::", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+        gateway = start_gateway(
+            api=own_api.url,
+            listen="[::]:0",
+            trusted_proxy="::ffff:127.0.0.0/104",
+            log_level="debug",
+        )
+        client = gateway.connect(client_id, {"X-Forwarded-For": "192.0.2.7"})
+        connect = own_api.wait_for_one(client_id, "GET")
+        assert connect.headers["X-Forwarded-For"] == "192.0.2.7, 127.0.0.1"
+        told = json.loads(gateway.push_client().get(client_id).body)
+        assert told["remote"] == "127.0.0.1"
+        client.close()
+        until(lambda: "client disconnected" in gateway.stderr, what="the end in the log")
+        assert "192.0.2.7" in gateway.stderr
+        assert "::ffff:" not in gateway.stderr

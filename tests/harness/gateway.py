@@ -38,7 +38,7 @@ DEFAULT_OPTIONS: Final[dict[str, Option]] = {
     "shutdown_timeout": "10s",
 }
 
-_LISTENS = re.compile(r"^(clients|pushes|admin) +\w+://([\d.]+):(\d+)/", re.MULTILINE)
+_LISTENS = re.compile(r"^(clients|pushes|admin) +\w+://([\d.]+|\[::\]):(\d+)/", re.MULTILINE)
 _COMPLAINT = re.compile(r"Traceback|exception|ResourceWarning|Fatal Python error|was never", re.I)
 
 
@@ -103,7 +103,10 @@ class GatewayProcess:
 
         until(is_settled, timeout_s=2 * DEADLINE_S, what="ready")
         assert self._process.poll() is None, f"ended at once: {self.stderr}"
-        return {name: (host, int(port)) for name, host, port in _LISTENS.findall(self.stdout)}
+        return {
+            name: ("127.0.0.1" if host == "[::]" else host, int(port))
+            for name, host, port in _LISTENS.findall(self.stdout)
+        }
 
     def __enter__(self) -> GatewayProcess:
         return self
