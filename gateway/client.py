@@ -42,6 +42,8 @@ from .session import (
 )
 
 _EVENTS_AT_ONCE: Final = 256
+# Bytes of a client whose messages wait that are read all the same, so that its pings are answered.
+_MOST_AHEAD: Final = 65_536
 _NEVER_S: Final = float("inf")
 _NOUNS: Final = {CONNECT: "connect", MESSAGE: "message", DISCONNECT: "disconnect"}
 
@@ -107,6 +109,8 @@ class Client(Admission, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Close our side, too; what is still to be written is written first."""
+        if self._holds_messages:
+            return True  # the end comes again when they have had their turn
         self._drop_after(self._hub.handshake_timeout_s)
         return False
 
@@ -145,11 +149,15 @@ class Client(Admission, asyncio.Protocol):
         """Note that the client does not read."""
         self._hub.blocked[self] = self._hub.sweeper.now, self.write_buffer_bytes
         self.on_writable(False)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()  # nor is its next ping answered
 
     def resume_writing(self) -> None:
         """Note that the client reads again."""
         self._hub.blocked.pop(self, None)
         self.on_writable(True)
+        if not self._reading:
+            self._go_on()
 
     @property
     def write_buffer_bytes(self) -> int:
@@ -191,6 +199,32 @@ class Client(Admission, asyncio.Protocol):
                 return
         if reader.at_boundary and self.state == OPEN:
             self._reader = None
+        elif not self._reading and self.writable and self.state == OPEN:
+            self._look_ahead(reader)
+
+    def _look_ahead(self, reader: FrameReader) -> None:
+        """Answer the pings behind messages that have to wait."""
+        pongs, may_be_more = reader.answer_pings(_EVENTS_AT_ONCE)
+        if pongs:
+            self._write(b"".join(pongs))
+        if may_be_more:
+            self._rest()
+        elif not self._reads_ahead and self._transport is not None:
+            self._transport.pause_reading()
+        if reader.at_boundary:
+            self._reader = None
+
+    @property
+    def _reads_ahead(self) -> bool:
+        """Tell whether the socket is read although messages have to wait."""
+        reader = self._reader
+        return self.writable and (reader is None or reader.buffered_bytes <= _MOST_AHEAD)
+
+    @property
+    def _holds_messages(self) -> bool:
+        """Tell whether something was read ahead that has yet to have its turn."""
+        is_held_up = self.state == OPEN and not self._reading and not self.is_leaving
+        return is_held_up and self._reader is not None
 
     def _rest(self) -> None:
         """Let others have their turn before the rest of a flood of small frames."""
@@ -199,9 +233,10 @@ class Client(Admission, asyncio.Protocol):
             self._hub.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if self._transport is None or self._transport.is_closing() or not self._reading:
-            return  # gone, or held up by the session, which reads on by itself
-        self._transport.resume_reading()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._reading or self._reads_ahead:
+            self._transport.resume_reading()
         if self._reader is not None:
             self._take_events(self._reader)
 
@@ -296,7 +331,8 @@ class Client(Admission, asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if not on:
-            transport.pause_reading()
+            if not self._reads_ahead:
+                transport.pause_reading()
             return
         transport.resume_reading()
         self._heard_at = self._hub.sweeper.now
@@ -311,6 +347,7 @@ class Client(Admission, asyncio.Protocol):
         if not self._reading and self._transport is not None:
             self._set_reading(True)
             self._transport.resume_reading()  # to see the client's close frame
+            self._hub.call_soon(self._go_on)  # which may have been read ahead
         self._drop_after(self._hub.handshake_timeout_s)
 
     def _linger(self) -> None:

@@ -135,7 +135,7 @@ MESSAGES_QUEUED: Final = _gauge(
 )
 CLIENTS_PAUSED: Final = _gauge(
     "clients_paused",
-    "Clients whose sockets are not read, because their messages wait or they do not read.",
+    "Clients from whom no message is taken, because theirs wait or they do not read.",
 )
 CLIENTS_SLOW: Final = _gauge("clients_slow", "Clients whose write buffer is full.")
 WRITE_BUFFER_BYTES: Final = _gauge(

@@ -28,6 +28,7 @@ TEXT: Final = 0x81
 BINARY: Final = 0x82
 _PING: Final = 0x89
 _PONG: Final = 0x8A
+_CLOSE: Final = 0x88
 PING_FRAME: Final = b"\x89\x00"
 
 # Two bytes of header and four of mask: what a frame with up to 125 bytes of payload adds to it.
@@ -135,11 +136,14 @@ class FrameReader:
         "_fragments",
         "_max_size",
         "_protocol",
+        "_scanned",
     )
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
         self._buffer = bytearray()
+        # Where in the buffer the frames begin among which nobody has looked for pings yet.
+        self._scanned = 0
         # None unless a fragmented message or a close is under way.
         self._protocol: ServerProtocol | None = None
         # The message under way, when it came in fragments; a bytearray, because a million empty
@@ -172,38 +176,75 @@ class FrameReader:
         protocol.send_close(code, reason)
         return b"".join(protocol.data_to_send())
 
+    def answer_pings(self, most: int) -> tuple[list[bytes], bool]:
+        """Take pings out of the midst of what has to wait, and return a pong for each.
+
+        5.5.2: "It SHOULD respond with Pong frame as soon as is practical." Frames that are not
+        whole, those behind a close frame, and whatever is wrong are left for `next_event`.
+
+        Args:
+            most: frames to look at, of those that were not looked at before.
+
+        Returns:
+            the pongs, and whether there may be more.
+        """
+        buffer, at = self._buffer, self._scanned
+        pongs: list[bytes] = []
+        # What stands behind the first ping, without the others: moved in one piece.
+        first, kept = 0, bytearray()
+        while most and (end := self._end_of_waiting(at)):
+            most -= 1
+            if buffer[at] == _PING:
+                first = first if pongs else at
+                pongs.append(_pong(buffer[at:end]))
+            elif pongs:
+                kept += buffer[at:end]
+            at = end
+        if pongs:
+            buffer[first:at] = kept
+            at = first + len(kept)
+        self._scanned = at
+        return pongs, not most
+
+    def _end_of_waiting(self, start: int) -> int:
+        """Return where the frame that begins at `start` ends, 0 if there is none to be passed."""
+        buffer = self._buffer
+        have = len(buffer) - start
+        if have < _SMALL_OVERHEAD or buffer[start] == _CLOSE or self._is_closing:
+            return 0
+        if _header_error(buffer[start], buffer[start + 1]) is not None:
+            return 0
+        length, overhead = buffer[start + 1] & 0x7F, _SMALL_OVERHEAD
+        if length == 126:
+            length, overhead = buffer[start + 2] << 8 | buffer[start + 3], _MEDIUM_OVERHEAD
+        elif length == 127:
+            if have < _LARGE_OVERHEAD:
+                return 0
+            length = int.from_bytes(buffer[start + 2 : start + 10], "big")
+            overhead = _LARGE_OVERHEAD
+        if length > self._max_size and not buffer[start] & 0x08:
+            return 0
+        return start + overhead + length if have >= overhead + length else 0
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._protocol is not None and self._protocol.state is not OPEN
+
     def next_event(self) -> Event | None:
         """Return the next event, or None when more bytes are needed."""
         while len(self._buffer) >= 2:
-            if (error := self._header_error()) is not None:
+            if (error := _header_error(self._buffer[0], self._buffer[1])) is not None:
                 return self._fail(CloseCode.PROTOCOL_ERROR, error)
             end = self._frame_end()
             if end is None:
                 return None
             frame = bytes(self._buffer[:end])
             del self._buffer[:end]
+            if self._scanned:
+                self._scanned -= end
             event = self._take(frame)
             if event is not None:
                 return event
-        return None
-
-    def _header_error(self) -> str | None:
-        """Name what is wrong with the first two bytes, before the payload has to be waited for."""
-        first, second = self._buffer[0], self._buffer[1]
-        if first & 0x70:
-            return "reserved bits must be 0"
-        if first & 0x07 > 2:
-            # 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the
-            # WebSocket Connection_." 3 to 7 and 11 to 15 are reserved.
-            return "reserved opcode"
-        if not second & 0x80:
-            # 5.1: "The server MUST close the connection upon receiving a frame that is not
-            # masked."
-            return "frame is not masked"
-        if first & 0x08 and (second & 0x7F > _SMALL_LIMIT or not first & 0x80):
-            # 5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST
-            # NOT be fragmented."
-            return "control frame is fragmented or too long"
         return None
 
     def _frame_end(self) -> int | None:
@@ -233,10 +274,7 @@ class FrameReader:
         if self._protocol is None and frame[0] in (_PING, _PONG):
             # The header is checked. A library's object for each would cost ten times as much,
             # and a client may send thousands.
-            if frame[0] == _PONG:
-                return Pong()
-            payload = apply_mask(frame[_SMALL_OVERHEAD:], frame[2:_SMALL_OVERHEAD])
-            return Answer(bytes((_PONG, len(payload))) + payload)
+            return Pong() if frame[0] == _PONG else Answer(_pong(frame))
         protocol = self._library()
         closing_already = protocol.state is not OPEN
         if frame[0] & 0x0F == Opcode.CLOSE:
@@ -328,6 +366,7 @@ class FrameReader:
         failed: tuple[int, str] | None = None,
     ) -> Closed:
         self._buffer.clear()
+        self._scanned = 0
         wire = b"".join(protocol.data_to_send())
         if failed is not None:
             return Closed(*failed, b"" if closing_already else wire, True)
@@ -338,6 +377,30 @@ class FrameReader:
         received = protocol.close_rcvd
         assert received is not None
         return Closed(int(received.code), received.reason, wire, False)
+
+
+def _header_error(first: int, second: int) -> str | None:
+    """Name what is wrong with a frame's first two bytes, before its payload is waited for."""
+    if first & 0x70:
+        return "reserved bits must be 0"
+    if first & 0x07 > 2:
+        # 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket
+        # Connection_." 3 to 7 and 11 to 15 are reserved.
+        return "reserved opcode"
+    if not second & 0x80:
+        # 5.1: "The server MUST close the connection upon receiving a frame that is not masked."
+        return "frame is not masked"
+    if first & 0x08 and (second & 0x7F > _SMALL_LIMIT or not first & 0x80):
+        # 5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be
+        # fragmented."
+        return "control frame is fragmented or too long"
+    return None
+
+
+def _pong(ping: bytes | bytearray) -> bytes:
+    """Return the answer to a whole ping (5.5.3): its payload, unmasked."""
+    payload = apply_mask(bytes(ping[_SMALL_OVERHEAD:]), bytes(ping[2:_SMALL_OVERHEAD]))
+    return bytes((_PONG, len(payload))) + payload
 
 
 def is_utf8(payload: bytes) -> bool:

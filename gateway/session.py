@@ -9,7 +9,7 @@ owes nothing to anybody. The socket may end at any point and is the subclass's a
 carries the actions out, a recording subclass in the tests notes them.
 
 The order of one client's messages is kept here: at most `max_in_flight` are under way to the API,
-the next wait in a bounded queue, and beyond it the socket is not read.
+the next wait in a bounded queue, and beyond it no message is taken from the socket.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Session:
         raise NotImplementedError
 
     def _read_on(self, on: bool) -> None:
-        """Start or stop reading the socket."""
+        """Start or stop taking messages from the socket."""
         raise NotImplementedError
 
     def _leave(self, cause: str) -> None:
@@ -353,8 +353,8 @@ class Session:
     def _regulate(self) -> None:
         """Stop reading at a full queue, go on at half of it."""
         limit = self._limits.max_queue
-        if self._farewell is not None:
-            return
+        if self._farewell is not None or self.state >= CLOSING:
+            return  # what comes now is no message any more
         if self._reading:
             if self.queued >= limit or not self.writable:
                 self._set_reading(False)

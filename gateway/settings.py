@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         "kept.",
     )
     max_queue: Annotated[int, Field(ge=1, le=10_000), Form("N")] = Field(
-        16, description="Messages of one client that wait here before its socket is not read."
+        16, description="Messages of one client that wait here before no more are taken from it."
     )
     max_write_buffer: Annotated[ByteSize, Field(ge=1, le=1 << 30), Form("BYTES")] = Field(
         ByteSize(1 << 18),

@@ -615,3 +615,115 @@ def test_error_after_our_close_ends_without_a_second_frame(broken: bytes) -> Non
     assert isinstance(event, Closed)
     assert event.failed
     assert event.wire == b""
+
+
+# Pings behind what has to wait.
+
+
+def waiting(*pieces: bytes, max_size: int = MIB) -> FrameReader:
+    reader = FrameReader(max_size)
+    for piece in pieces:
+        reader.feed(piece)
+    return reader
+
+
+def pong(payload: bytes = b"") -> bytes:
+    return bytes((0x8A, len(payload))) + payload
+
+
+def rest_of(reader: FrameReader) -> list[Event]:
+    return read_with(reader, [b""])
+
+
+def test_answers_pings_among_messages_that_wait() -> None:
+    reader = waiting(ping(b"a"), text("one"), ping(b"b"), ping(), text("two" * 99), ping(b"c"))
+    assert reader.answer_pings(9) == ([pong(b"a"), pong(b"b"), pong(), pong(b"c")], False)
+    assert reader.answer_pings(9) == ([], False)
+    assert rest_of(reader) == [Message(TEXT, b"one"), Message(TEXT, b"two" * 99)]
+    assert reader.at_boundary
+
+
+def test_looks_at_so_many_frames_at_once() -> None:
+    reader = waiting(*[ping(bytes([number])) + text("x") for number in range(5)])
+    assert reader.answer_pings(4) == ([pong(b"\x00"), pong(b"\x01")], True)
+    assert reader.next_event() == Message(TEXT, b"x")
+    assert reader.answer_pings(4) == ([pong(b"\x02"), pong(b"\x03")], True)
+    assert reader.answer_pings(4) == ([pong(b"\x04")], False)
+    assert rest_of(reader) == [Message(TEXT, b"x")] * 4
+
+
+def read_with_looks(
+    data: bytes, cuts: list[int], looks: list[int], max_size: int
+) -> tuple[list[Event], list[bytes]]:
+    """Return events and pongs, with pings answered ahead, and events taken now and then."""
+    reader, events, pongs = FrameReader(max_size), list[Event](), list[bytes]()
+    for number, piece in enumerate([*pieces_of(data, cuts), b""]):
+        reader.feed(piece)
+        pongs += reader.answer_pings(3)[0]
+        count = looks[number] if number < len(looks) else 0
+        while (count := count - 1) >= 0 and (event := reader.next_event()) is not None:
+            events.append(event)
+            if isinstance(event, Closed):
+                break
+        if events and isinstance(events[-1], Closed):
+            break
+    else:
+        events += rest_of(reader)
+    # A ping that is among the events was behind those that were answered ahead of it.
+    pongs += [event.wire for event in events if isinstance(event, Answer)]
+    return [event for event in events if not isinstance(event, Answer | Fragment)], pongs
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    valid_streams,
+    cut_positions,
+    st.lists(st.integers(0, 5)),
+)
+def test_looking_for_pings_answers_each_once(
+    data: bytes, cuts: list[int], looks: list[int]
+) -> None:
+    plain = read([data])
+    events, pongs = read_with_looks(data, cuts, looks, MIB)
+    assert events == [event for event in plain if not isinstance(event, Answer)]
+    assert sorted(pongs) == sorted(event.wire for event in plain if isinstance(event, Answer))
+
+
+@settings(deadline=None, max_examples=200)
+@given(any_streams, cut_positions, st.lists(st.integers(0, 5)), st.sampled_from((10, 130, MIB)))
+def test_looking_for_pings_changes_nothing_else(
+    data: bytes, cuts: list[int], looks: list[int], max_size: int
+) -> None:
+    events, _ = read_with_looks(data, cuts, looks, max_size)
+    plain = read([data], max_size)
+    assert events == [event for event in plain if not isinstance(event, Answer)]
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        close(1000),
+        text("larger than it may be"),
+        frame(Opcode.TEXT, b"bare", masked=False),
+        frame(Opcode.TEXT, b"x", rsv=4),
+        frame(Opcode.PING, b"x", fin=False),
+        frame(3, b"x"),
+    ],
+)
+def test_pings_behind_what_cannot_be_passed_wait(obstacle: bytes) -> None:
+    reader = waiting(text("ok"), ping(b"a"), obstacle, ping(b"b"), max_size=10)
+    assert reader.answer_pings(9) == ([pong(b"a")], False)
+    assert reader.answer_pings(9) == ([], False)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ping_behind_a_frame_that_is_not_whole_is_answered_when_it_is(size: int) -> None:
+    data = frame(Opcode.BINARY, bytes(size)) + ping(b"a")
+    reader = waiting(text("ok"))
+    cuts = {1, 2, 3, 5, 9, 10, 13, len(data) - 1, len(data) - 8}
+    *before, last = pieces_of(data, [cut for cut in cuts if cut < len(data)])
+    for piece in before:
+        reader.feed(piece)
+        assert reader.answer_pings(9) == ([], False)
+    reader.feed(last)
+    assert reader.answer_pings(9) == ([pong(b"a")], False)

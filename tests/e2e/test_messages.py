@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import select
+import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
+import websockets.sync.client
 from harness.api import Drop, FakeApi, Handler, Hold, Raw, Reply, Request, echo
 from harness.gateway import GatewayProcess
 from harness.stream import Stream
@@ -397,6 +399,57 @@ class TestOrder:
         posts = api.wait_for(client_id, "POST", count=sent)
         assert [int(post.body[:8]) for post in posts] == [*range(sent)]
         assert [post.sequence for post in posts] == [*range(1, sent + 1)]
+
+    def test_pings_among_messages_that_wait_are_answered(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        hold = Hold(Reply())
+        api.on(client_id, "POST", hold)
+        host, port = gateway.clients_address
+        with websockets.sync.client.connect(f"ws://{host}:{port}/{client_id}") as client:
+            for number in range(0, 60, 3):  # more than the queue takes
+                for message in range(number, number + 3):
+                    client.send(f"{message} {'x' * message * 10}")
+                assert client.ping().wait(DEADLINE_S), "or the client would give up"
+            hold.release()
+            posts = api.wait_for(client_id, "POST", count=60)
+        assert [post.text.partition(" ")[0] for post in posts] == [str(n) for n in range(60)]
+        assert api.wait_for_one(client_id, "DELETE").close_code == 1000
+
+    @pytest.mark.parametrize("farewell", ["close frame", "end of the stream"])
+    def test_client_that_says_all_and_leaves_is_heard_to_the_end(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str, farewell: str
+    ) -> None:
+        hold = Hold(Reply())
+        api.on(client_id, "POST", hold)
+        client = gateway.connect(client_id)
+        for number in range(60):
+            client.send(str(number))
+        client.send_frame(Op.PING, b"read so far")
+        assert client.receive_frame() == Frame(Op.PONG, b"read so far")
+        if farewell == "close frame":
+            client.send_close(1000)
+        else:
+            client.stream.socket.shutdown(socket.SHUT_WR)
+        hold.release()
+        api.wait_for_one(client_id, "DELETE")
+        assert api.texts(client_id) == [str(number) for number in range(60)]
+
+    def test_close_frame_behind_messages_that_wait_ends_what_the_api_closes(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        hold = Hold(Reply())
+        api.on(client_id, "POST", hold)
+        client = gateway.connect(client_id)
+        for number in range(60):
+            client.send(str(number))
+        client.send_frame(Op.PING, b"read so far")
+        client.send_close(1000)
+        assert client.receive_frame().opcode == Op.PONG
+        assert gateway.push_client().delete(client_id, code=4000).status == 200
+        assert client.receive_frame().opcode == Op.CLOSE
+        assert client.stream.read_to_end() == b""
+        hold.release()
 
     def test_replies_wait_for_a_client_that_does_not_read(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from harness.api import FakeApi, echo
+from harness.api import FakeApi, Hold, Reply, echo
 from harness.gateway import GatewayProcess
 from harness.stream import Stream
 from harness.traffic import Traffic
@@ -181,6 +181,33 @@ class TestFlood:
             count = exchange_until(bystander, lambda: bool(api.texts(name)))
             pong = Frame(Op.PONG, b"").encode(mask=False)
             assert client.stream.read_exactly(2 * FLOOD) == pong * FLOOD
+            return count
+
+        assert_takes_turns(flood, client_id)
+
+    def test_of_pings_and_messages_that_wait(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str, bystander: WsClient
+    ) -> None:
+        def flood(name: str) -> int:
+            hold = Hold(Reply())
+            api.on(name, "POST", hold)
+            client = gateway.connect(name)
+            # The messages, too, are more than are looked at in one go.
+            client.send_raw(AFTER_IT * 300)
+            received: list[bytes] = []
+            pings = Frame(Op.PING, b"").encode() * FLOOD
+            sending = threading.Thread(target=client.send_raw, args=(pings,))
+            pong = Frame(Op.PONG, b"").encode(mask=False)
+            receiving = threading.Thread(
+                target=lambda: received.append(client.stream.read_exactly(2 * FLOOD))
+            )
+            sending.start()
+            receiving.start()
+            count = exchange_until(bystander, lambda: bool(received))
+            assert received == [pong * FLOOD]
+            sending.join(DEADLINE_S)
+            hold.release()
+            api.wait_for(name, "POST", count=300)
             return count
 
         assert_takes_turns(flood, client_id)
