@@ -451,6 +451,31 @@ class TestOrder:
         assert client.stream.read_to_end() == b""
         hold.release()
 
+    def test_new_connection_does_not_wait_for_the_old_one_of_the_same_client(
+        self, gateway: GatewayProcess, api: FakeApi, client_id: str
+    ) -> None:
+        hold = Hold(Reply())
+        api.on(client_id, "POST", lambda it: hold if it.text.startswith("old") else echo(it))
+        old = gateway.connect(client_id)
+        sent = ["old 1", "old 2", "old 3"]
+        old.send_frames(*(Frame(Op.TEXT, message.encode()) for message in sent))
+        api.wait_for_one(client_id, "POST")
+        new = gateway.connect(client_id)
+        old.assert_closed(4008, "replaced")
+        new.send("new 1")
+        assert new.receive() == "new 1"
+        assert api.texts(client_id) == ["old 1", "new 1"], "two at the same time"
+        hold.release()
+        posts = api.wait_for(client_id, "POST", count=4)
+        before, after = (request.generation for request in api.requests(client_id, "GET"))
+        assert before < after
+        of_old = [post for post in posts if post.generation == before]
+        assert [(post.sequence, post.text) for post in of_old] == [*enumerate(sent, 1)]
+        [of_new] = [post for post in posts if post.generation == after]
+        assert of_new.sequence == 1
+        new.close()
+        assert api.wait_for_one(client_id, "DELETE").generation == after
+
     def test_replies_wait_for_a_client_that_does_not_read(
         self, gateway: GatewayProcess, api: FakeApi, client_id: str
     ) -> None:
