@@ -53,13 +53,16 @@ class Door:
         """Let connections wait from here on. Does nothing when it is shut."""
         if self.is_shut or self._is_closed:
             return
+        if self._server is not None:
+            try:
+                listener = self._listener.dup()  # the server closes the one that it was given
+            except OSError:
+                return  # not even one file is left; the next connection brings the next attempt
+            self._server.close()
+            self._server, self._listener = None, listener
         self.is_shut = True
         if self._opening is not None:
             self._opening.cancel()
-        if self._server is not None:
-            listener = self._listener.dup()  # the server closes the one that it was given
-            self._server.close()
-            self._server, self._listener = None, listener
 
     def reopen(self) -> None:
         """Accept again, at the end of this tick. Does nothing when it is not shut."""

@@ -42,6 +42,7 @@ def check(data: bytes) -> None:
     whole = _read([data])
     for pieces in splits(data):
         assert _read(pieces) == whole, f"in {len(pieces)} pieces"
+        _answer_ahead(pieces, whole)
     if data:
         _compare_with_the_short_cut(data, whole)
     _compare_with_the_library(data)
@@ -61,6 +62,26 @@ def _read(pieces: Iterable[bytes], reader: FrameReader | None = None) -> list[Ev
         assert reader.buffered_bytes <= MAX_SIZE + 14
         assert not reader.at_boundary or not reader.buffered_bytes
     return events
+
+
+def _answer_ahead(pieces: Iterable[bytes], whole: list[Event]) -> None:
+    """See that pings are answered before their turn, and nothing else changes by it."""
+    reader, may_be_more = FrameReader(MAX_SIZE), False
+    for piece in pieces:
+        reader.feed(piece)
+        pongs, may_be_more = reader.answer_pings(2)
+        for pong in pongs:
+            _assert_sound(Answer(pong))
+    while may_be_more:
+        _, may_be_more = reader.answer_pings(2)
+    rest = _read([b""], reader)
+    assert _without_answers(rest) == _without_answers(whole)
+    if not any(isinstance(event, Closed) for event in rest):
+        assert not any(isinstance(event, Answer) for event in rest), "a ping was passed over"
+
+
+def _without_answers(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, Answer)]
 
 
 def _assert_sound(event: Event) -> None:

@@ -48,6 +48,10 @@ class _Transport:
         assert not self.has_ended
         self.written += data
 
+    def get_extra_info(self, name: str) -> tuple[str, int]:
+        assert name == "peername"
+        return "192.0.2.7", 4711
+
     def pause_reading(self) -> None:
         pass
 
