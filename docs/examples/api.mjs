@@ -3,7 +3,8 @@ import { createServer } from "node:http";
 
 async function push(to, text) {
   const port = process.env.PUSH ?? "127.0.0.1:7002";
-  return (await fetch(`http://${port}/${to}`, { method: "POST", body: text })).ok;
+  const headers = { Authorization: `Bearer ${process.env.PUSH_TOKEN ?? ""}` };
+  return (await fetch(`http://${port}/${to}`, { method: "POST", body: text, headers })).ok;
 }
 
 createServer(async (request, response) => {

@@ -4,8 +4,9 @@ $body = file_get_contents('php://input');
 
 function push(string $to, string $text): bool {
     $port = getenv('PUSH') ?: '127.0.0.1:7002';
+    $header = "Content-Type: text/plain\r\nAuthorization: Bearer " . getenv('PUSH_TOKEN');
     $context = stream_context_create(['http' => [
-        'method' => 'POST', 'header' => 'Content-Type: text/plain', 'content' => $text]]);
+        'method' => 'POST', 'header' => $header, 'content' => $text]]);
     return @file_get_contents("http://$port/$to", false, $context) === 'ok';
 }
 

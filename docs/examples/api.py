@@ -7,7 +7,9 @@ from wsgiref.simple_server import make_server
 
 def push(to, text):
     port = HTTPConnection(os.environ.get("PUSH", "127.0.0.1:7002"))
-    port.request("POST", f"/{to}", text.encode(), {"Content-Type": "text/plain"})
+    token = os.environ.get("PUSH_TOKEN", "")
+    headers = {"Content-Type": "text/plain", "Authorization": f"Bearer {token}"}
+    port.request("POST", f"/{to}", text.encode(), headers)
     return port.getresponse().status == 200
 
 

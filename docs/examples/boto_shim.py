@@ -54,7 +54,7 @@ class Connections:
     def _ask(self, method, connection_id, body=None, query=""):
         port = HTTPConnection(os.environ.get("PUSH", "127.0.0.1:7002"), timeout=10)
         headers = {}
-        if token := os.environ.get("WS2API_PUSH_TOKEN"):
+        if token := os.environ.get("PUSH_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"
         try:
             port.request(method, f"/{quote(connection_id, safe='~%')}?{query}", body, headers)

@@ -9,6 +9,7 @@ from http.client import HTTPConnection
 from wsgiref.simple_server import make_server
 
 DATABASE = os.environ.get("DATABASE", "channels.sqlite")
+TOKEN = os.environ.get("PUSH_TOKEN", "")  # the gateway's --push-token, if it has one
 
 
 def query(sql, *values):
@@ -33,7 +34,8 @@ def publish(channel, text):
     with closing(port):  # one connection for all
         rows = query("SELECT id, generation FROM subscriptions WHERE channel = ?", channel)
         for id, generation in rows:
-            port.request("POST", f"/{id}", text.encode(), {"Ws2api-Generation": generation})
+            headers = {"Ws2api-Generation": generation, "Authorization": f"Bearer {TOKEN}"}
+            port.request("POST", f"/{id}", text.encode(), headers)
             answer = port.getresponse()
             answer.read()
             reached += answer.status == 200

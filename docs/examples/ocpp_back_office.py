@@ -35,8 +35,9 @@ numbers = itertools.count(1)
 
 def push(id, message):
     port = HTTPConnection(os.environ.get("PUSH", "127.0.0.1:7002"), timeout=10)
+    headers = {"Authorization": f"Bearer {os.environ.get('PUSH_TOKEN', '')}"}
     try:
-        port.request("POST", f"/{id}", json.dumps(message).encode())
+        port.request("POST", f"/{id}", json.dumps(message).encode(), headers)
         return port.getresponse().status
     except OSError:
         return 0

@@ -4,8 +4,8 @@ $id = explode('/', $_SERVER['REQUEST_URI'])[2]; // /wsoverhttp/<ClientId>
 $body = file_get_contents('php://input');
 
 function push(string $to, array $message): bool {
-    $options = ['method' => 'POST', 'header' => 'Content-Type: text/plain',
-        'content' => json_encode($message)];
+    $header = "Content-Type: text/plain\r\nAuthorization: Bearer " . getenv('PUSH_TOKEN'); // new
+    $options = ['method' => 'POST', 'header' => $header, 'content' => json_encode($message)];
     $context = stream_context_create(['http' => $options]);
     $port = getenv('PUSH') ?: 'localhost:7001';
     return @file_get_contents("http://$port/$to", false, $context) === 'ok';

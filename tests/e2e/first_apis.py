@@ -24,6 +24,7 @@ from .programs import ROOT, Program, free_port
 
 SOURCES = ROOT / "docs" / "examples" / "first-api"
 USERS = ("ann", "bob")
+PUSH_TOKEN = "s3cret"  # the gateway's, which each of the APIs is told
 
 
 def password(user: str) -> str:
@@ -114,7 +115,8 @@ def php_alone(folder: Path, push: str) -> Iterator[FirstApi]:
     command = ["php", "-d", f"session.save_path={folder}", "-S", f"127.0.0.1:{port}"]
     command.append(str(SOURCES / "php" / "index.php"))
     database = f"sqlite:{folder}/clients.sqlite"
-    with Program(command, port=port, PUSH=push, DATABASE=database) as program:
+    environment = {"PUSH": push, "PUSH_TOKEN": PUSH_TOKEN, "DATABASE": database}
+    with Program(command, port=port, **environment) as program:
         yield FirstApi(port, program, log_in_by_form)
 
 
@@ -123,7 +125,8 @@ def php_fpm(folder: Path, push: str) -> Iterator[FirstApi]:
     """Run the PHP example with php-fpm behind nginx, with the files of the page."""
     _require_php_module("pdo_sqlite", "php-sqlite3")
     database = f"sqlite:{folder}/clients.sqlite"
-    with php_fpm_site(folder, SOURCES / "php" / "index.php", PUSH=push, DATABASE=database) as api:
+    script = SOURCES / "php" / "index.php"
+    with php_fpm_site(folder, script, PUSH=push, DATABASE=database) as api:
         yield api
 
 
@@ -142,6 +145,7 @@ def php_fpm_site(folder: Path, script: Path, **environment: str) -> Iterator[Fir
     else:
         pool = re.sub(r"^(user|listen\.owner) = .*\n", "", pool, flags=re.MULTILINE)
     pool = re.sub(r"^env.*\n", "", pool, flags=re.MULTILINE)
+    environment |= {"PUSH_TOKEN": PUSH_TOKEN}
     pool += "".join(f"env[{name}] = {value}\n" for name, value in environment.items())
     pool += f"php_value[session.save_path] = {folder}\n"
     (folder / "fpm.conf").write_text(f"[global]\nerror_log = /dev/stderr\n{pool}")
@@ -182,7 +186,9 @@ def express(folder: Path, push: str) -> Iterator[FirstApi]:
     (folder / "node_modules").symlink_to(_node_modules())
     port = free_port()
     command = ["node", str(folder / "server.mjs")]
-    with Program(command, port=port, PUSH=push, PORT=str(port), SECRET="of the test") as program:
+    environment = {"PUSH": push, "PUSH_TOKEN": PUSH_TOKEN, "SECRET": "of the test"}
+    environment |= {"PORT": str(port)}
+    with Program(command, port=port, **environment) as program:
         yield FirstApi(port, program, log_in_by_form)
 
 
@@ -213,7 +219,8 @@ def fastapi(folder: Path, push: str) -> Iterator[FirstApi]:
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(SOURCES / "fastapi"), "main:api"]
     command += ["--port", str(port), "--workers", "2", "--timeout-keep-alive", "75"]
     command += ["--backlog", "2048", "--no-access-log"]
-    environment = {"PUSH": push, "DATABASE": f"{folder}/clients.sqlite", "SECRET": "of the test"}
+    environment = {"PUSH": push, "PUSH_TOKEN": PUSH_TOKEN, "SECRET": "of the test"}
+    environment |= {"DATABASE": f"{folder}/clients.sqlite"}
     with Program(command, port=port, PYTHONDONTWRITEBYTECODE="1", **environment) as program:
         program.wait_for_output("Application startup complete")
         yield FirstApi(port, program, log_in_by_form)
@@ -244,7 +251,8 @@ def django(folder: Path, push: str) -> Iterator[FirstApi]:
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "--chdir", str(folder)]
     command += ["-c", str(source / "gunicorn.conf.py"), "--bind", f"127.0.0.1:{port}"]
-    environment = {"WS2API_PUSH": f"http://{push}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"WS2API_PUSH": f"http://{push}", "PUSH_TOKEN": PUSH_TOKEN}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     with Program([*command, "project.wsgi"], port=port, **environment) as program:
         yield FirstApi(port, program, _log_in_to_the_admin)
 

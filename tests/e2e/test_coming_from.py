@@ -19,6 +19,7 @@ from harness.waiting import until
 from .programs import ROOT, Program, free_port
 
 EXAMPLES = ROOT / "docs" / "examples"
+TOKEN = "s3cret"
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ def run(name: str, folder: Path, base: str = "", **options: Option) -> Iterator[
         if shutil.which("php") is None:
             pytest.skip("php is not installed")
         command = ["php", "-S", f"127.0.0.1:{port}", str(EXAMPLES / name)]
-    with GatewayProcess(workers=2, api=f"http://127.0.0.1:{port}/{base}", **options) as gateway:
+    options = {"workers": 2, "push_token": TOKEN} | options
+    with GatewayProcess(api=f"http://127.0.0.1:{port}/{base}", **options) as gateway:
         is_shared = options.get("single_port", False)
         address = gateway.clients_address if is_shared else gateway.pushes_address
         environment = {
             "PORT": str(port),
             "PUSH": "{}:{}".format(*address),
+            "PUSH_TOKEN": TOKEN,
             "DATABASE": str(folder / "channels.sqlite"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -70,7 +73,7 @@ class TestAwsApiGateway:
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=os.environ
-            | {"PUSH": setup.push_address, "PYTHONPATH": str(EXAMPLES)}
+            | {"PUSH": setup.push_address, "PUSH_TOKEN": TOKEN, "PYTHONPATH": str(EXAMPLES)}
             | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
@@ -169,7 +172,9 @@ class TestWs2api:
 
     def test_counters_are_where_they_were(self, setup: Setup) -> None:
         setup.gateway.connect("ann")
-        response = setup.gateway.push_client(setup.gateway.clients_address).request("GET", "/")
+        response = setup.gateway.push_client(setup.gateway.clients_address, token=TOKEN).request(
+            "GET", "/"
+        )
         lines = dict(line.split(" ") for line in response.text.splitlines())
         assert lines["connections_opened"] == "1"
         assert set(lines) == {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from harness.gateway import GatewayProcess
+from harness.gateway import GatewayProcess, Option
 
 from .programs import ROOT, Program, free_port
 
@@ -36,8 +36,14 @@ class Setup:
     api: Program
 
 
-@pytest.fixture(params=EXAMPLES, ids=lambda example: example.file)
-def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+@pytest.fixture(scope="module", params=["", "s3cret"], ids=["", "token"])
+def token(request: pytest.FixtureRequest) -> str:
+    """Say which token the gateway wants for pushes, if any."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=EXAMPLES, ids=lambda example: example.file)
+def setup(request: pytest.FixtureRequest, token: str) -> Iterator[Setup]:
     """Run an example behind a gateway of two workers."""
     example: Example = request.param
     if shutil.which(example.command[0]) is None:
@@ -45,9 +51,11 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     port = free_port()
     command = [part.format(port=port) for part in example.command]
     command.append(str(ROOT / "docs" / "examples" / example.file))
-    with GatewayProcess(workers=2, api=f"http://127.0.0.1:{port}/") as gateway:
-        push_address = "{}:{}".format(*gateway.pushes_address)
-        with Program(command, port=port, PORT=str(port), PUSH=push_address) as api:
+    options: dict[str, Option] = {"push_token": token} if token else {}
+    with GatewayProcess(workers=2, api=f"http://127.0.0.1:{port}/", **options) as gateway:
+        environment = {"PORT": str(port), "PUSH": "{}:{}".format(*gateway.pushes_address)}
+        environment |= {"PUSH_TOKEN": token} if token else {}
+        with Program(command, port=port, **environment) as api:
             yield Setup(gateway, api)
             gateway.stop()  # while its last requests still find the API
 

@@ -56,7 +56,11 @@ def setup(
         push = f"127.0.0.1:{push_port.port}"
         with (
             start(folder, push) as api,
-            GatewayProcess(workers=2, api=f"http://127.0.0.1:{api.port}/ws/") as gateway,
+            GatewayProcess(
+                workers=2,
+                api=f"http://127.0.0.1:{api.port}/ws/",
+                push_token=first_apis.PUSH_TOKEN,
+            ) as gateway,
         ):
             push_port.upstream = gateway.pushes_address
             yield Setup(gateway, api, push_port)
@@ -106,7 +110,7 @@ def test_message_that_comes_twice_is_done_once(first: Setup) -> None:
     ann, bob = first.connect("ann"), first.connect("bob")
     ann.send("hello")
     assert ann.receive() == "you said: hello"
-    push_client = first.gateway.push_client()
+    push_client = first.gateway.push_client(token=first_apis.PUSH_TOKEN)
     generation = str(push_client.describe("ann")["generation"])
 
     key = {"Ws2api-Generation": generation, "Ws2api-Sequence": "2", "Content-Type": "text/plain"}

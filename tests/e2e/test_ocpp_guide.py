@@ -66,9 +66,11 @@ def charging() -> Iterator[Charging]:
     """Run the back office behind two workers, with the options of the page."""
     port = free_port()
     options = {"api_timeout": "25s", "max_message_size": "64KiB", "ping_interval": "4m"}
+    options |= {"push_token": "s3cret"}
     with GatewayProcess(workers=2, api=f"http://127.0.0.1:{port}/ocpp/", **options) as gateway:
         push = "{}:{}".format(*gateway.pushes_address)
-        with Program([sys.executable, str(EXAMPLE)], port=port, PORT=str(port), PUSH=push):
+        environment = {"PORT": str(port), "PUSH": push, "PUSH_TOKEN": "s3cret"}
+        with Program([sys.executable, str(EXAMPLE)], port=port, **environment):
             yield Charging(gateway, port)
             gateway.disconnect_all()
             gateway.stop()  # while its last requests still find the API

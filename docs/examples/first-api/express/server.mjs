@@ -2,11 +2,12 @@
 import cookieSession from "cookie-session";
 import express from "express";
 
+const token = process.env.PUSH_TOKEN ?? ""; // the gateway's --push-token, if it has one
 const clients = new Map(); // id -> what is known of the client's connection; see "In production"
 
 async function post(url, text) {
   try {
-    const headers = { "Content-Type": "text/plain; charset=utf-8" };
+    const headers = { "Content-Type": "text/plain; charset=utf-8", Authorization: `Bearer ${token}` };
     return (await fetch(url, { method: "POST", body: text, headers })).status;
   } catch {
     return 0;

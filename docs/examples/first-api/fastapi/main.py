@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.middleware.sessions import SessionMiddleware
 
 PUSH = os.environ.get("PUSH", "127.0.0.1:7002")
+TOKEN = os.environ.get("PUSH_TOKEN", "")  # the gateway's --push-token, if it has one
 DATABASE = os.environ.get("DATABASE", "first-api.sqlite")
 USERS = {"ann": "secret-of-ann", "bob": "secret-of-bob"}  # a stand-in for yours
 
@@ -30,7 +31,9 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         "CREATE TABLE IF NOT EXISTS clients (id TEXT PRIMARY KEY,"
         " generation INTEGER, push_url TEXT, sequence INTEGER, answer TEXT)"
     )
-    async with httpx.AsyncClient(timeout=10) as http:  # keeps its connections to the push port
+    headers = {"Authorization": f"Bearer {TOKEN}"} if TOKEN else {}
+    # Keeps its connections to the push port.
+    async with httpx.AsyncClient(timeout=10, headers=headers) as http:
         yield {"http": http}
 
 

@@ -12,8 +12,9 @@ function query(string $sql, ...$values): PDOStatement {
 }
 
 function post(string $url, string $text): int {
+    $header = "Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\nAuthorization: Bearer ";
     $options = ['method' => 'POST', 'content' => $text, 'timeout' => 10, 'ignore_errors' => true,
-        'header' => "Content-Type: text/plain; charset=utf-8\r\nConnection: close"];
+        'header' => $header . getenv('PUSH_TOKEN')]; // the gateway's --push-token, if it has one
     $answer = @file_get_contents($url, false, stream_context_create(['http' => $options]));
     return $answer === false ? 0 : (int) explode(' ', $http_response_header[0])[1];
 }

@@ -3,7 +3,9 @@ from django.conf import settings
 
 from .models import Client
 
-http = httpx.Client(timeout=10)  # keeps its connections to the push port
+token = settings.PUSH_TOKEN
+headers = {"Authorization": f"Bearer {token}"} if token else {}
+http = httpx.Client(timeout=10, headers=headers)  # keeps its connections to the push port
 
 
 def push(to: str, text: str) -> bool:

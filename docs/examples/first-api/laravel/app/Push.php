@@ -27,8 +27,8 @@ class Push
     private function post(string $url, string $text): int
     {
         try {
-            return Http::timeout(10)->withBody($text, 'text/plain; charset=utf-8')
-                ->post($url)->status();
+            return Http::timeout(10)->withToken(config('services.ws2api.token'))
+                ->withBody($text, 'text/plain; charset=utf-8')->post($url)->status();
         } catch (ConnectionException) {
             return 0;
         }
