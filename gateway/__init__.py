@@ -12,7 +12,8 @@ here or hands it to the `bus`. Replies and pushes whose heads were seen before a
 `known_heads`, `known_fields`.
 
 What happens is counted in `counters`, by the names of `causes`; the `journal` logs it and keeps the
-latest in `recent`. `address_limit` says who has too many connections, `files` how many
-of which kind there may be; at a `door` they wait for room. Whatever has a deadline is in the
-`sweeper`. `worker` puts all of it together, starts it and, with `drain`, ends it.
+latest in `recent`. `fence` and `redis_time` make void what reaches Redis too late. `address_limit`
+says who has too many connections, `files` how many of which kind there may be; at a `door` they
+wait for room. Whatever has a deadline is in the `sweeper`. `worker` puts all of it together, starts
+it and, with `drain`, ends it.
 """

@@ -3,10 +3,17 @@
 A worker subscribes to one channel, its own. An ask goes out through a script that looks the owner
 up and publishes to it in one round trip; the owner confirms to the asking worker's channel. All
 that is due in one tick of the loop travels together, both ways.
+
+What an asker is told: 503 when it is certain that the ask will not arrive, because it was never
+written, Redis refused it, or nobody listened to it; when nobody knows, 504 at its time, unless a
+confirmation comes before. Redis carries no ask out after that time (see the fence module). A
+confirmation that could not be published, or that nobody heard, is published again for as long as
+its asker may wait for it.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -17,7 +24,8 @@ from . import counters as c
 from . import outcomes
 from .ask import Ask
 from .envelope import CONFIRM, PROBE, PUSH, REPLACED, Envelope, decode, pack
-from .redis_link import RedisLink, Reply, Script, ignore
+from .redis_link import RedisLink, Reply, Script, has_no_effect
+from .redis_time import RedisTime
 from .sweeper import Sweeper
 
 # Names per call of the script: MGET takes two keys for each, and Lua unpacks some thousands.
@@ -26,6 +34,10 @@ _BATCH: Final = 500
 _BATCH_BYTES: Final = 4 << 20
 _MAX_ASKS: Final = 20_000
 _MAX_ASKED_BYTES: Final = 128 << 20
+# What is kept to be confirmed again.
+_MAX_UNHEARD_BYTES: Final = 16 << 20
+# By how much this worker's idea of Redis' time may be late.
+_SLACK_S: Final = 0.5
 
 # The longest that a worker takes to find out that Redis is back, and to enter its clients again.
 _RETURN_S: Final = 5.0
@@ -36,29 +48,36 @@ _SILENT: Final = 2
 
 _log = structlog.get_logger()
 
-# KEYS: prefix. ARGV: id, envelope, and where to begin to look ('p:', or 'c:' when a connect that is
-# being decided has been waited for already), in turn.
-# Returns for each 0: nobody has the id, 1: published, 2: the owner does not listen.
+# KEYS: prefix. ARGV: time in ms after which nobody waits for it, 0 for none; then id, envelope, and
+# where to begin to look ('p:', or 'c:' when a connect that is being decided has been waited for
+# already), in turn.
+# Returns for each 0: nobody has the id, 1: published, 2: the owner does not listen; or the time in
+# ms when it is too late.
 # A connect that is being decided goes before the open connection that it is about to replace.
 _SEND: Final = Script(
     """
-local prefix = KEYS[1]
+local prefix, deadline = KEYS[1], tonumber(ARGV[1])
+if deadline > 0 then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  if now > deadline then return now end
+end
 local keys, states, members, parts = {}, {}, {}, {}
-for i = 1, #ARGV, 3 do
+for i = 2, #ARGV, 3 do
   keys[#keys + 1] = prefix .. ARGV[i + 2] .. ARGV[i]
   keys[#keys + 1] = prefix .. 'c:' .. ARGV[i]
 end
 local values = redis.call('MGET', unpack(keys))
-for i = 1, #ARGV / 3 do
+for i = 1, (#ARGV - 1) / 3 do
   local value = values[2 * i - 1] or values[2 * i]
   states[i] = 0
   if value then
     local owner = string.sub(value, 1, string.find(value, ' ', 1, true) - 1)
     local part, member = parts[owner], members[owner]
     if part then
-      part[#part + 1], member[#member + 1] = ARGV[3 * i - 1], i
+      part[#part + 1], member[#member + 1] = ARGV[3 * i], i
     else
-      parts[owner], members[owner] = {ARGV[3 * i - 1]}, {i}
+      parts[owner], members[owner] = {ARGV[3 * i]}, {i}
     end
   end
 end
@@ -73,7 +92,7 @@ for owner, envelopes in pairs(parts) do
       states[i] = 0
       if values[2 * i] then
         local other = prefix .. 'w:' .. string.match(values[2 * i], '^%S+')
-        states[i] = redis.call('PUBLISH', other, ARGV[3 * i - 1]) > 0 and 1 or 2
+        states[i] = redis.call('PUBLISH', other, ARGV[3 * i]) > 0 and 1 or 2
       end
     end
   end
@@ -113,12 +132,29 @@ class RemoteAsk(Ask):
 _Outgoing = tuple[Ask, int, bytes]
 
 
+class _Confirmations:
+    """Be confirmations that are published to one worker, and called with how many heard them."""
+
+    __slots__ = ("_bus", "due", "source", "wire")
+
+    def __init__(self, bus: Bus, source: bytes, wire: bytes, due: float) -> None:
+        self._bus = bus
+        self.source = source
+        self.wire = wire
+        self.due = due
+
+    def __call__(self, reply: Reply) -> None:
+        if isinstance(reply, Exception) or not reply:
+            self._bus.keep(self)
+
+
 class Bus:
     """Send asks to the workers that hold the clients, and take those of other workers.
 
     Args:
         link: connection for commands.
         worker: incarnation of this worker.
+        redis_time: what time it is at Redis.
         timeout_s: how long a confirmation may take.
         on_ask: called with each ask that arrives.
         on_replaced: called with id and generation of a connection that has to give way.
@@ -132,6 +168,7 @@ class Bus:
         worker: str,
         slot: memoryview,
         sweeper: Sweeper,
+        redis_time: RedisTime,
         call_soon: Callable[[Callable[[], None]], object],
         timeout_s: float,
         on_ask: Callable[[RemoteAsk], None],
@@ -143,6 +180,7 @@ class Bus:
         self._worker = worker.encode("ascii")
         self._slot = slot
         self._sweeper = sweeper
+        self._redis_time = redis_time
         self._call_soon = call_soon
         self._timeout_s = timeout_s
         self._on_ask = on_ask
@@ -162,6 +200,9 @@ class Bus:
         # What goes out at the end of this tick.
         self._outgoing: list[_Outgoing] = []
         self._confirmations: dict[bytes, list[bytes]] = {}
+        # Confirmations that nobody has heard, and their bytes.
+        self._unheard: list[_Confirmations] = []
+        self._unheard_bytes = 0
         sweeper.every_tick(self._on_tick)
 
     @property
@@ -231,8 +272,9 @@ class Bus:
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         confirmations, self._confirmations = self._confirmations, {}
+        due = self._sweeper.now + self._timeout_s
         for source, wires in confirmations.items():
-            self._link.send(ignore, b"PUBLISH", self._prefix + b"w:" + source, b"".join(wires))
+            self._publish(_Confirmations(self, source, b"".join(wires), due))
         batch: list[_Outgoing] = []
         size = 0
         for entry in outgoing:
@@ -245,26 +287,68 @@ class Bus:
         if batch:
             self._send(batch)
 
+    def _publish(self, confirmations: _Confirmations) -> None:
+        channel = self._prefix + b"w:" + confirmations.source
+        self._link.send(confirmations, b"PUBLISH", channel, confirmations.wire)
+
+    def keep(self, confirmations: _Confirmations) -> None:
+        """Keep what nobody has heard until the next tick, if there is room."""
+        size = self._unheard_bytes + len(confirmations.wire)
+        if size <= _MAX_UNHEARD_BYTES and len(self._unheard) < _MAX_ASKS:
+            self._unheard.append(confirmations)
+            self._unheard_bytes = size
+
+    def _confirm_again(self, now: float) -> None:
+        """Publish what nobody has heard: this worker, or the asker, may have Redis back by now."""
+        if not self._link.is_up:
+            while self._unheard and self._unheard[0].due < now:
+                self._unheard_bytes -= len(self._unheard.pop(0).wire)
+            return
+        unheard, self._unheard = self._unheard, []
+        self._unheard_bytes = 0
+        for confirmations in unheard:
+            if confirmations.due >= now:
+                self._publish(confirmations)
+
     def _send(self, batch: list[_Outgoing]) -> None:
-        arguments = [
-            part
-            for ask, _, wire in batch
-            for part in (ask.client_id, wire, b"c:" if ask.waited else b"p:")
-        ]
+        clock = self._redis_time
+        sent_at = time.monotonic()
+        arguments: list[bytes | int] = [clock.deadline_ms(self._timeout_s + _SLACK_S)]
+        for ask, _, wire in batch:
+            arguments += (ask.client_id, wire, b"c:" if ask.waited else b"p:")
 
         def on_reply(reply: Reply) -> None:
-            # Where the connection broke it may have been published all the same; a confirmation
-            # that still comes finds the ask settled.
-            states = [_SILENT] * len(batch) if isinstance(reply, Exception) else reply
-            is_doubtful = self._sweeper.now < self._doubtful_until
-            for (ask, own, _), state in zip(batch, states, strict=True):
-                if state != _SENT:
-                    is_gone = state == _NOBODY and not is_doubtful
-                    outcome = outcomes.NOT_FOUND if is_gone else outcomes.UNAVAILABLE
-                    if not own or self._settle(own) is not None:
-                        ask.finish(outcome, b"")
+            if isinstance(reply, list):
+                self._take_states(batch, reply)
+            elif isinstance(reply, int):
+                clock.learn(reply, sent_at)
+                self._send_again(batch)
+            elif has_no_effect(reply):
+                self._take_states(batch, [_SILENT] * len(batch))
+            # Else nobody knows: what is not confirmed in time is answered with a timeout.
 
         self._link.call(on_reply, _SEND, self._prefix, *arguments)
+
+    def _take_states(self, batch: list[_Outgoing], states: list[int]) -> None:
+        is_doubtful = self._sweeper.now < self._doubtful_until
+        for (ask, own, _), state in zip(batch, states, strict=True):
+            if state != _SENT:
+                is_gone = state == _NOBODY and not is_doubtful
+                outcome = outcomes.NOT_FOUND if is_gone else outcomes.UNAVAILABLE
+                if not own or self._settle(own) is not None:
+                    ask.finish(outcome, b"")
+
+    def _send_again(self, batch: list[_Outgoing]) -> None:
+        """Send what came too late by Redis' clock, unless it is too late by ours as well."""
+        waiting: list[_Outgoing] = []
+        for entry in batch:
+            ask, own, _ = entry
+            if own in self._asks:
+                waiting.append(entry)
+            elif not own:
+                ask.finish(outcomes.UNAVAILABLE, b"")
+        if waiting:
+            self._send(waiting)
 
     def _settle(self, number: int) -> Ask | None:
         """Return an ask of this worker whose outcome is known; None if it was known before."""
@@ -282,7 +366,7 @@ class Bus:
                     if ask is not None:
                         # Another version may know outcomes that this one does not.
                         known = envelope.code < len(outcomes.ANSWERS)
-                        outcome = envelope.code if known else outcomes.UNAVAILABLE
+                        outcome = envelope.code if known else outcomes.TIMEOUT
                         ask.finish(outcome, envelope.payload)
                 elif envelope.kind == REPLACED:
                     self._on_replaced(envelope.client_id, int(envelope.payload))
@@ -294,7 +378,9 @@ class Bus:
             _log.error("malformed message on the bus", error=str(error))
 
     def _on_tick(self, now: float) -> None:
-        """Give up on confirmations that are overdue."""
+        """Give up on confirmations that are overdue, and give those again that nobody heard."""
+        if self._unheard:
+            self._confirm_again(now)
         oldest = now - self._timeout_s
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] < oldest:

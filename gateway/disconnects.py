@@ -17,6 +17,9 @@ Keys, all behind the prefix, beside those of the registry:
                   code, reason, and failures, the number of attempts, on one that was put back
     dropped       number of entries that fell off the stream because it had reached its bound
 
+What a worker sends too late to add to these is held off by the fence module, whose key i:<worker>
+stands beside them.
+
 A worker that dies leaves its three keys; a reaper moves them to the stream in one atomic step per
 batch, so that several reapers never move one twice. The consumer group hands each entry of the
 stream to one reaper.
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from .fence import CHECK, ENTER, SHUT
 from .redis_link import Script
 
 STREAM: Final = "disconnects"
@@ -73,25 +77,42 @@ local function owe(id, generation, code, reason)
 end
 """
 
-# KEYS: prefix. ARGV: worker, lease in ms. Returns 1 when connections of this worker were given up
-# for lost meanwhile, so that it has to close them.
+# KEYS: prefix. ARGV: worker, epoch, lease in ms. Enters the epoch as well.
+# Returns 1 when connections of this worker were given up for lost meanwhile, so that it has to
+# close them, else 0; and Redis' time in ms.
 RENEW: Final = Script(
-    """
+    "local worker, epoch = ARGV[1], ARGV[2]"
+    + ENTER
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1] .. 'leases', now + ARGV[2], ARGV[1])
-return redis.call('EXISTS', KEYS[1] .. 'x:' .. ARGV[1])
+redis.call('ZADD', KEYS[1] .. 'leases', now + ARGV[3], worker)
+return {redis.call('EXISTS', KEYS[1] .. 'x:' .. worker), now}
 """
 )
 
-# KEYS: prefix. ARGV: worker, id, generation, code, reason, bound of the stream. Leaves an end to
-# the reapers.
+# KEYS: prefix. ARGV: worker, epoch, then for each: the entry of an end, its code and reason. Enters
+# ends again that the worker tells the API of itself.
+OWE: Final = Script(
+    "local worker, epoch = ARGV[1], ARGV[2]"
+    + CHECK
+    + """
+for i = 3, #ARGV, 2 do
+  redis.call('HSET', KEYS[1] .. 'e:' .. worker, ARGV[i], ARGV[i + 1])
+end
+return 1
+"""
+)
+
+# KEYS: prefix. ARGV: worker, epoch, id, generation, code, reason, bound of the stream. Leaves an
+# end to the reapers.
 PARK: Final = Script(
-    "local prefix, bound = KEYS[1], tonumber(ARGV[6])"
+    "local prefix, worker, epoch, bound = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[7])"
+    + CHECK
     + _OWE
     + """
-redis.call('HDEL', prefix .. 'e:' .. ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
-owe(ARGV[2], ARGV[3], ARGV[4], ARGV[5])
+redis.call('HDEL', prefix .. 'e:' .. worker, ARGV[3] .. ' ' .. ARGV[4])
+owe(ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 return 1
 """
 )
@@ -119,6 +140,9 @@ local is_dead = ARGV[3] == '1' or lease == 0
 local hold = tonumber(ARGV[4] or 0)
 local seen = tonumber(ARGV[5])
 if not is_dead and (seen and lease ~= seen or not seen and lease > now) then return false end
+"""
+    + SHUT
+    + """
 
 local moved, reconnected = 0, 0
 local function is_back(id, generation)
@@ -184,4 +208,4 @@ return {moved, reconnected, (more > 0 or asked > 0 and taken > 0) and 1 or 0}
 """
 )
 
-SCRIPTS: Final = (RENEW, PARK, TAKE_OVER)
+SCRIPTS: Final = (RENEW, OWE, PARK, TAKE_OVER)

@@ -90,3 +90,7 @@ class ApiAbandoned(ApiError):
 
 class RedisUnavailable(GatewayError):
     """Redis is away, or did not answer in time."""
+
+
+class RedisNotAsked(RedisUnavailable):
+    """Redis is away, and the command was never written: it has no effect."""

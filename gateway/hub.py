@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ from .handshake import HandshakePolicy
 from .http_wire import RequestEncoder
 from .journal import Journal
 from .outbox import Outbox
+from .redis_time import RedisTime
 from .registry import Registry
 from .sweeper import Sweeper
 from .upstream import Upstream
@@ -86,7 +86,7 @@ class Hub:
     """Where clients come in; None before there is one."""
     blocked: dict[Client, tuple[float, int]] = field(default_factory=dict)
     """Clients whose write buffer is full: since when nothing was read, and its size."""
-    last_generation: int = 0
+    redis_time: RedisTime = field(default_factory=RedisTime)
     # Time before which it is not logged again that there are too many clients.
     _quiet_until: float = 0.0
 
@@ -128,5 +128,4 @@ class Hub:
 
     def next_generation(self) -> int:
         """Return a birth time in µs that no other connection of this worker has."""
-        self.last_generation = max(self.last_generation + 1, time.time_ns() // 1000)
-        return self.last_generation
+        return self.redis_time.next_generation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -12,7 +13,9 @@ import structlog
 
 from .disconnects import LEASE_S, RENEW, RENEW_EVERY_S
 from .errors import RedisUnavailable
+from .fence import Fence
 from .redis_link import RedisLink, Reply, scan
+from .redis_time import RedisTime
 from .sweeper import Sweeper
 
 _log = structlog.get_logger()
@@ -37,7 +40,8 @@ class Lease:
     Args:
         link: connection for commands.
         prefix: of every key.
-        worker: incarnation of this worker.
+        fence: knows this worker.
+        redis_time: learns Redis' time from each renewal.
         holders: the worker's clients by id: the open ones, and those that are being decided.
     """
 
@@ -45,28 +49,41 @@ class Lease:
         self,
         link: RedisLink,
         prefix: str,
-        worker: str,
+        fence: Fence,
+        redis_time: RedisTime,
         holders: Sequence[Mapping[bytes, Holder]],
         loop: asyncio.AbstractEventLoop,
         sweeper: Sweeper,
     ) -> None:
         self._link = link
         self._prefix = prefix.encode("ascii")
-        self._worker = worker.encode("ascii")
+        self._fence = fence
+        self._redis_time = redis_time
         self._holders = holders
         self._loop = loop
         self._sweeper = sweeper
         self._renew_at = 0.0
+        # Monotonic time of the last renewal.
+        self._asked_at = 0.0
         self._is_over = False
         self._amends: asyncio.Task[None] | None = None
         sweeper.every_tick(self._on_tick)
+
+    def enter(self) -> None:
+        """Begin a new connection to Redis: what the one before it sent takes effect no longer."""
+        self._fence.advance()
+        self.renew()
 
     def renew(self) -> None:
         """Take the lease, or extend it."""
         if self._is_over:
             return
         self._renew_at = self._sweeper.now + RENEW_EVERY_S
-        self._link.call(self._on_renewed, RENEW, self._prefix, self._worker, int(LEASE_S * 1000))
+        self._asked_at = time.monotonic()
+        fence = self._fence
+        self._link.call(
+            self._on_renewed, RENEW, self._prefix, fence.worker, fence.epoch, int(LEASE_S * 1000)
+        )
 
     def stop(self) -> None:
         """Renew no more."""
@@ -79,7 +96,11 @@ class Lease:
             self.renew()
 
     def _on_renewed(self, reply: Reply) -> None:
-        if reply == 1 and (self._amends is None or self._amends.done()):
+        if isinstance(reply, Exception):
+            return
+        given_up, redis_ms = reply
+        self._redis_time.learn(redis_ms, self._asked_at)
+        if given_up and (self._amends is None or self._amends.done()):
             self._amends = self._loop.create_task(self._amend_quietly())
 
     async def _amend_quietly(self) -> None:
@@ -93,7 +114,7 @@ class Lease:
         Raises:
             RedisUnavailable: if Redis is lost meanwhile.
         """
-        key = self._prefix + b"x:" + self._worker
+        key = self._prefix + b"x:" + self._fence.worker
         count = 0
         async for entries in scan(self._link, b"SSCAN", key):
             for entry in entries:

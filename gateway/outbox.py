@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from .disconnects import PARK, TAKE_OVER
+from .disconnects import OWE, PARK, TAKE_OVER
 from .disconnects import entry as entry_of
+from .fence import Fence
 from .redis_link import RedisLink, Reply, ignore, scan
 
 _BATCH: Final = 500
@@ -35,7 +36,7 @@ class Outbox:
     Args:
         link: connection for commands.
         prefix: of every key.
-        worker: incarnation of this worker.
+        fence: knows this worker.
         bound: how many ends may wait for the reapers.
         pending_s: how long a connect may be decided at most, in seconds.
         call_soon: calls back at the end of the loop's tick.
@@ -45,15 +46,15 @@ class Outbox:
         self,
         link: RedisLink,
         prefix: str,
-        worker: str,
+        fence: Fence,
         bound: int,
         pending_s: float,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
         self._link = link
         self._prefix = prefix.encode("ascii")
-        self._worker = worker.encode("ascii")
-        self._key = self._prefix + b"e:" + self._worker
+        self._fence = fence
+        self._key = self._prefix + b"e:" + fence.worker
         self._bound = bound
         self._hold_ms = int(pending_s * 1000)
         self._call_soon = call_soon
@@ -91,7 +92,8 @@ class Outbox:
             if not isinstance(reply, Exception):
                 self._parking.pop(entry, None)  # else `restore` tries again
 
-        self._link.call(on_reply, PARK, self._prefix, self._worker, *end, self._bound)
+        fence = self._fence
+        self._link.call(on_reply, PARK, self._prefix, fence.worker, fence.epoch, *end, self._bound)
 
     @property
     def unconfirmed(self) -> int:
@@ -100,10 +102,14 @@ class Outbox:
 
     def enter(self, owed: Sequence[Departed]) -> None:
         """Write down ends that Redis may know nothing of; those that it knows stay as they are."""
+        parts: list[bytes] = []
         for departed in owed:
             _, _, code, reason = _end(departed)
-            value = b"%d %b" % (code, reason)
-            self._link.send(ignore, b"HSET", self._key, entry_of(departed), value)
+            parts += (entry_of(departed), b"%d %b" % (code, reason))
+        fence = self._fence
+        for start in range(0, len(parts), 2 * _BATCH):
+            batch = parts[start : start + 2 * _BATCH]
+            self._link.call(ignore, OWE, self._prefix, fence.worker, fence.epoch, *batch)
 
     async def restore(self, owed: Callable[[], Sequence[Departed]]) -> None:
         """Make Redis agree with this worker after it was away.
@@ -143,7 +149,7 @@ class Outbox:
                 TAKE_OVER.digest,
                 1,
                 self._prefix,
-                self._worker,
+                self._fence.worker,
                 self._bound,
                 1,
                 self._hold_ms,

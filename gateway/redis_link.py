@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import socket
 import ssl
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, cast
@@ -21,7 +23,7 @@ import redis.asyncio
 import structlog
 from redis.asyncio.connection import parse_url
 
-from .errors import RedisUnavailable
+from .errors import RedisNotAsked, RedisUnavailable
 from .sweeper import Sweeper
 
 REPLY_TIMEOUT_S: Final = 5.0
@@ -35,6 +37,11 @@ _MAX_UNANSWERED: Final = 100_000
 _SCAN_BATCH: Final = 500
 
 _NOT_ENOUGH: Final = object()
+# Of SO_LINGER: a close that resets the connection and drops what the kernel has yet to send.
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+# What Redis answers instead of carrying a command out; other errors may come out of the middle of a
+# script.
+_REFUSALS: Final = ("NOSCRIPT", "LOADING", "BUSY", "NOAUTH", "MASTERDOWN", "FENCED")
 
 Argument = str | int | float | bytes | memoryview
 Reply = Any
@@ -124,21 +131,29 @@ class RedisLink(asyncio.Protocol):
 
     def reset(self) -> None:
         """Drop the connection, so that a new one takes its place."""
-        if self._transport is not None:
-            self._transport.abort()
+        transport = self._transport
+        if transport is None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            # What is in the kernel's buffer would be carried out whenever the network lets it.
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        transport.abort()
 
     def send(self, callback: Callback, *command: Argument) -> None:
         """Send one command; its reply, or an exception, goes to `callback`.
 
         While the connection is down, or when too much is unanswered, `callback` gets a
-        RedisUnavailable before this returns.
+        RedisNotAsked before this returns. When the connection is lost it gets a RedisNotAsked if
+        the command was not written, else a RedisUnavailable: nobody knows what became of it.
         """
         if len(self._waiting) >= _MAX_UNANSWERED:
             self.reset()  # what is refused now must be made good, as after any loss
         elif self.is_up:
             self._append(callback, command)
             return
-        callback(RedisUnavailable("Redis is away"))
+        callback(RedisNotAsked("Redis is away"))
 
     def call(self, callback: Callback, script: Script, *arguments: bytes | int) -> None:
         """Call a script; the first argument is the prefix of all keys."""
@@ -155,9 +170,12 @@ class RedisLink(asyncio.Protocol):
         self._outgoing.append(wire)
 
     def _flush(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return  # `connection_lost` tells what was not written
         outgoing, self._outgoing = self._outgoing, []
-        if outgoing and self._transport is not None:
-            self._transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
+        if outgoing:
+            transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
 
     # The socket.
 
@@ -183,8 +201,7 @@ class RedisLink(asyncio.Protocol):
                     self._waiting.popleft()(reply)
         except hiredis.ProtocolError as error:
             _log.error("Redis sent what is no RESP", error=str(error))
-            if self._transport is not None:
-                self._transport.abort()
+            self.reset()
 
     def _judge(self, reply: Reply) -> None:
         """Take an error reply to a command that cannot be wrong for a lost connection.
@@ -199,7 +216,7 @@ class RedisLink(asyncio.Protocol):
                 self._attempt = 0
         elif self._transport is not None and not self._transport.is_closing():
             _log.warning("Redis refuses a command", link=self._name, error=str(reply))
-            self._transport.abort()
+            self.reset()
 
     def _on_push(self, reply: list[Any]) -> None:
         """Sort the lists that a subscribed connection gets (RESP2)."""
@@ -214,10 +231,13 @@ class RedisLink(asyncio.Protocol):
         self._transport = None
         was_up, self.is_up = self.is_up, False
         waiting, self._waiting = self._waiting, deque()
+        written = len(waiting) - len(self._outgoing)
         self._outgoing = []
         self._lost.set()
+        for _ in range(written):
+            waiting.popleft()(RedisUnavailable("the connection to Redis was lost"))
         for callback in waiting:
-            callback(RedisUnavailable("the connection to Redis was lost"))
+            callback(RedisNotAsked("the connection to Redis was lost"))
         if was_up and not self._stopping:
             _log.warning("Redis is away", link=self._name)
             self._on_down()
@@ -233,7 +253,7 @@ class RedisLink(asyncio.Protocol):
                 self._is_late = True  # if it was this process that stood still, the next look tells
             else:
                 _log.warning("Redis does not answer", link=self._name)
-                self._transport.abort()
+                self.reset()
         elif now - self._pinged_at > _PING_INTERVAL_S:
             self._pinged_at = now
             self._append(ignore, (b"PING",))
@@ -251,7 +271,7 @@ class RedisLink(asyncio.Protocol):
                     await self._introduce()
             except (OSError, TimeoutError, RedisUnavailable, hiredis.HiredisError) as error:
                 if self._transport is not None:
-                    self._transport.abort()
+                    self.reset()
                     await self._lost.wait()
                 if self._attempt == 0:
                     cause = str(error) or type(error).__name__
@@ -333,6 +353,13 @@ async def scan(link: RedisLink, command: bytes, key: bytes) -> AsyncIterator[lis
         yield entries
         if cursor == b"0":
             return
+
+
+def has_no_effect(error: Exception) -> bool:
+    """Tell whether it is certain that Redis has not carried out a command, and will not."""
+    if isinstance(error, hiredis.ReplyError):
+        return str(error).startswith(_REFUSALS)
+    return isinstance(error, RedisNotAsked)
 
 
 def ignore(reply: Reply) -> None:

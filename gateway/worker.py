@@ -34,6 +34,7 @@ from .drain import Drain
 from .envelope import Envelope
 from .errors import RedisUnavailable
 from .exchange import Exchange
+from .fence import Fence
 from .files import Files
 from .gate import Gate
 from .handshake import HandshakePolicy
@@ -46,7 +47,8 @@ from .probe import Probe
 from .profiling import Profiler, whole_life
 from .push import PushConnection, PushHub
 from .recent import Recent
-from .redis_link import RedisLink
+from .redis_link import RedisLink, ignore
+from .redis_time import RedisTime
 from .registry import Registry
 from .router import Router
 from .session import ASKING, CLAIMING
@@ -136,6 +138,10 @@ class Worker:
         self._restoring: asyncio.Task[None] | None = None
         # Whether Redis has confirmed the subscription, without which no confirmation arrives.
         self._subscribed = False
+        # Number of the last SUBSCRIBE; the answer to an older one tells nothing.
+        self._subscriptions = 0
+        fence = Fence(assignment.incarnation)
+        redis_time = RedisTime()
         self._sweeper = Sweeper(loop)
         self._profiler = Profiler(slot, assignment.profiles)
         self._verbosity = Verbosity(loop, self._on_level)
@@ -159,7 +165,7 @@ class Worker:
             loop,
             self._sweeper,
             self._on_commands_up,
-            self._on_redis_change,
+            self._on_commands_down,
             scripts=(*registry_module.SCRIPTS, *disconnects.SCRIPTS, *bus_module.SCRIPTS),
         )
         self._bus = Bus(
@@ -168,6 +174,7 @@ class Worker:
             assignment.incarnation,
             slot,
             self._sweeper,
+            redis_time,
             loop.call_soon,
             settings.push_timeout,
             self._router.route_remote,
@@ -185,12 +192,12 @@ class Worker:
             on_message=self._bus.on_message,
         )
         self._registry = Registry(
-            self._commands, settings.redis_prefix, assignment.incarnation, settings.api_timeout
+            self._commands, settings.redis_prefix, fence, redis_time, settings.api_timeout
         )
         self._outbox = Outbox(
             self._commands,
             settings.redis_prefix,
-            assignment.incarnation,
+            fence,
             settings.max_pending_disconnects,
             settings.api_timeout,
             loop.call_soon,
@@ -198,7 +205,8 @@ class Worker:
         self._lease = Lease(
             self._commands,
             settings.redis_prefix,
-            assignment.incarnation,
+            fence,
+            redis_time,
             (clients, connecting),
             loop,
             self._sweeper,
@@ -257,6 +265,7 @@ class Worker:
             limit=self._address_limit(),
             clients=clients,
             connecting=connecting,
+            redis_time=redis_time,
         )
         self._drain = Drain(
             self._hub,
@@ -346,15 +355,32 @@ class Worker:
     # Redis.
 
     def _on_commands_up(self) -> None:
-        self._lease.renew()  # before anything that a reaper could take for a dead worker's
+        self._lease.enter()  # before anything that a reaper could take for a dead worker's
+        if self._subscription.is_up:
+            self._subscribe()
+        self._on_redis_change()
+
+    def _on_commands_down(self) -> None:
+        """Let no ask come in: it could not be confirmed."""
+        self._subscribed = False
+        self._subscriptions += 1
+        self._subscription.send(ignore, b"UNSUBSCRIBE", self._bus.channel)
         self._on_redis_change()
 
     def _on_subscription_up(self) -> None:
-        self._subscription.send(self._on_subscribed, b"SUBSCRIBE", self._bus.channel)
+        if self._commands.is_up:
+            self._subscribe()
 
-    def _on_subscribed(self, reply: object) -> None:
-        self._subscribed = not isinstance(reply, Exception)
-        self._on_redis_change()
+    def _subscribe(self) -> None:
+        self._subscriptions += 1
+        number = self._subscriptions
+
+        def on_reply(reply: object) -> None:
+            if number == self._subscriptions:
+                self._subscribed = not isinstance(reply, Exception)
+                self._on_redis_change()
+
+        self._subscription.send(on_reply, b"SUBSCRIBE", self._bus.channel)
 
     def _on_subscription_down(self) -> None:
         self._subscribed = False

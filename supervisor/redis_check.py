@@ -222,6 +222,8 @@ class _Check:
             self._await(subscription, "subscribe")
             self._redis.publish(channel, "1")
             self._await(subscription, "message")
+            subscription.unsubscribe(channel)
+            self._await(subscription, "unsubscribe")
 
     def _await(self, subscription: Any, kind: str) -> None:
         deadline = time.monotonic() + _TIMEOUT_S

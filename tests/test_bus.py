@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
@@ -31,6 +34,7 @@ from ws2api.gateway.envelope import (
 )
 from ws2api.gateway.frames import BINARY, TEXT
 from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.redis_time import RedisTime
 from ws2api.gateway.sweeper import Sweeper
 
 DEADLINE_S = 20.0
@@ -39,6 +43,7 @@ DOUBT_S = 5.0
 TICK_S = 0.1
 BATCH = 500
 PREFIX = "test:"
+A_MINUTE_MS = 60_000
 
 Outcome = tuple[int, bytes]
 OK: Outcome = (outcomes.OK, b"")
@@ -54,6 +59,7 @@ class Server:
         self.process = process
         self.redis = Redis.from_url(process.url)
         until(self._answers, what="Valkey answers")
+        self.pid: int = self.redis.info("server")["process_id"]
 
     def _answers(self) -> bool:
         with contextlib.suppress(RedisError):
@@ -65,6 +71,17 @@ class Server:
 
     def has_connecting(self, client_id: str, worker: str, generation: int = 18) -> None:
         self.redis.set(f"{PREFIX}p:{client_id}", f"{worker} {generation}")
+
+    def now_ms(self) -> int:
+        seconds, microseconds = cast("tuple[int, int]", self.redis.time())
+        return seconds * 1000 + microseconds // 1000
+
+    def freeze(self) -> None:
+        """Stop the process: its sockets stay open, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
     def publish(self, worker: str, message: bytes) -> None:
         assert self.redis.publish(f"{PREFIX}w:{worker}", message) == 1
@@ -87,6 +104,13 @@ def server(shared_server: Server) -> Server:
     """Use the shared server, empty."""
     shared_server.redis.flushall()
     return shared_server
+
+
+@pytest.fixture
+def frozen(server: Server) -> Iterator[Server]:
+    """Use a server that the test may freeze."""
+    yield server
+    server.thaw()
 
 
 class PushAsk(Ask):
@@ -113,6 +137,7 @@ class Worker:
         self.name = name
         self.clock = Clock()
         self.slot = Counters(1).bank(0, 0)
+        self.redis_time = RedisTime()
         self.asks: list[RemoteAsk] = []
         self.replaced: list[tuple[str, int]] = []
         self.on_ask: Callable[[RemoteAsk], None] = self.asks.append
@@ -126,31 +151,32 @@ class Worker:
             name,
             self.slot,
             sweeper,
+            self.redis_time,
             loop.call_soon,
             TIMEOUT_S,
             lambda ask: self.on_ask(ask),
             lambda client_id, generation: self.replaced.append((client_id.decode(), generation)),
             lambda probe: None,
         )
-        self._subscription = RedisLink(
+        self.subscription = RedisLink(
             url, name, loop, sweeper, self._subscribe, _nothing, self.bus.on_message
         )
         sweeper.start()
 
     def _subscribe(self) -> None:
-        self._subscription.send(self._on_subscribed, "SUBSCRIBE", self.bus.channel)
+        self.subscription.send(self._on_subscribed, "SUBSCRIBE", self.bus.channel)
 
     def _on_subscribed(self, reply: object) -> None:
         self.bus.open(returned=False)
 
     async def start(self) -> None:
         self.link.start()
-        self._subscription.start()
+        self.subscription.start()
         await holds(lambda: self.link.is_up and self.bus.is_open)
 
     async def stop(self) -> None:
         await self.link.stop()
-        await self._subscription.stop()
+        await self.subscription.stop()
 
     def forwards(self, ask: PushAsk) -> PushAsk:
         self.bus.forward(ask)
@@ -160,11 +186,18 @@ class Worker:
         await holds(lambda: len(self.asks) >= count)
         return self.asks
 
+    async def loses_its_link(self) -> None:
+        """Let what was sent be written, and lose the connection for commands."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.link.reset()
+        await holds(lambda: not self.link.is_up)
+
     async def settles(self) -> None:
         """Wait until all that was sent is answered, and all that is meant for it has come."""
         await self.link.ask("PING")
         done: list[object] = []
-        self._subscription.send(done.append, "PING")
+        self.subscription.send(done.append, "PING")
         await holds(lambda: done)
 
 
@@ -367,8 +400,6 @@ async def test_ask_that_redis_does_not_take_is_out_of_reach(tmp_path: Any) -> No
         server.redis.close()
         async with workers(server, "a") as (a,):
             process.stop()
-            ask = a.forwards(PushAsk())
-            assert await ask.ends() == UNAVAILABLE
             await holds(lambda: not a.link.is_up)
             assert await a.forwards(PushAsk()).ends() == UNAVAILABLE
 
@@ -388,6 +419,191 @@ async def test_no_more_asks_are_under_way_than_allowed(
         ask = a.forwards(PushAsk())
         (await b.is_asked(4))[3].finish(*OK)
         assert await ask.ends() == OK
+
+
+# What nobody knows, and what is too late.
+
+
+@in_loop
+async def test_ask_that_was_lost_on_its_way_may_have_arrived(frozen: Server) -> None:
+    frozen.has_open("me", "b")
+    async with workers(frozen, "a", "b") as (a, b):
+        frozen.freeze()
+        ask = a.forwards(PushAsk())
+        await a.loses_its_link()
+        assert ask.outcomes == []
+        a.clock.advance(TIMEOUT_S + 2 * TICK_S)
+        assert ask.outcomes == [TIMEOUT]
+        frozen.thaw()
+        (arrived,) = await b.is_asked()
+        arrived.finish(*OK)
+
+
+@in_loop
+async def test_ask_that_was_lost_on_its_way_may_be_confirmed(frozen: Server) -> None:
+    frozen.has_open("me", "b")
+    async with workers(frozen, "a", "b") as (a, b):
+        frozen.freeze()
+        ask = a.forwards(PushAsk())
+        await a.loses_its_link()
+        frozen.thaw()
+        (await b.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_ask_that_was_never_written_does_not_arrive(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        a.link.reset()
+        ask = a.forwards(PushAsk())
+        assert await ask.ends() == UNAVAILABLE
+        await holds(lambda: a.link.is_up)
+        await a.settles()
+        assert b.asks == []
+
+
+@in_loop
+async def test_ask_that_redis_refuses_does_not_arrive(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        server.redis.script_flush()
+        ask = a.forwards(PushAsk())
+        with structlog.testing.capture_logs():
+            assert await ask.ends() == UNAVAILABLE
+        assert b.asks == []
+
+
+@in_loop
+async def test_ask_that_redis_gets_after_its_time_does_not_arrive(frozen: Server) -> None:
+    frozen.has_open("me", "b")
+    async with workers(frozen, "a", "b") as (a, b):
+        a.redis_time.learn(frozen.now_ms() - A_MINUTE_MS, time.monotonic())
+        frozen.freeze()
+        ask = a.forwards(PushAsk())
+        await a.loses_its_link()
+        a.clock.advance(TIMEOUT_S + 2 * TICK_S)
+        assert ask.outcomes == [TIMEOUT]
+        frozen.thaw()
+        await holds(lambda: a.link.is_up)
+        await a.settles()
+        await b.settles()
+        assert b.asks == []
+
+
+@in_loop
+async def test_ask_that_was_too_late_by_a_wrong_clock_is_sent_again(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        a.redis_time.learn(server.now_ms() - A_MINUTE_MS, time.monotonic())
+        ask = a.forwards(PushAsk())
+        (await b.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+        assert len(b.asks) == 1
+
+
+@in_loop
+async def test_ask_of_another_worker_that_is_too_late_does_not_arrive(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b", "c") as (a, b, c_):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        server.has_open("me", "c")
+        b.redis_time.learn(server.now_ms() - A_MINUTE_MS, time.monotonic())
+        b.bus.forward(arrived)
+        assert await ask.ends() == UNAVAILABLE
+        assert c_.asks == []
+
+
+# Confirmations that nobody has heard.
+
+
+@in_loop
+async def test_outcome_is_confirmed_when_the_owner_has_redis_back(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        b.link.reset()
+        await holds(lambda: not b.link.is_up)
+        arrived.finish(*OK)
+        await asyncio.sleep(0)
+        b.clock.advance(TICK_S)
+        await holds(lambda: b.link.is_up)
+        b.clock.advance(TICK_S)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_outcome_is_confirmed_that_was_lost_on_its_way(frozen: Server) -> None:
+    frozen.has_open("me", "b")
+    async with workers(frozen, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        arrived.finish(*OK)
+        b.link.reset()  # before it is written
+        await holds(lambda: not b.link.is_up)
+        await holds(lambda: b.link.is_up)
+        b.clock.advance(TICK_S)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_outcome_is_confirmed_when_the_asker_listens_again(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        await a.subscription.ask("UNSUBSCRIBE", a.bus.channel)
+        arrived.finish(*OK)
+        await b.settles()
+        assert ask.outcomes == []
+        await a.subscription.ask("SUBSCRIBE", a.bus.channel)
+        b.clock.advance(TICK_S)
+        assert await ask.ends() == OK
+
+
+@pytest.mark.parametrize("has_link", [True, False])
+@in_loop
+async def test_outcome_that_nobody_waits_for_is_not_confirmed(
+    server: Server, has_link: bool
+) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        ask = a.forwards(PushAsk())
+        (arrived,) = await b.is_asked()
+        await a.subscription.ask("UNSUBSCRIBE", a.bus.channel)
+        arrived.finish(*OK)
+        await b.settles()
+        if not has_link:
+            b.link.reset()
+            await holds(lambda: not b.link.is_up)
+        b.clock.stall(TIMEOUT_S + TICK_S)
+        assert not b.bus._unheard
+        a.clock.advance(TIMEOUT_S + 2 * TICK_S)
+        assert ask.outcomes == [TIMEOUT]
+
+
+@in_loop
+async def test_what_is_kept_to_be_confirmed_is_bounded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "_MAX_UNHEARD_BYTES", 1000)
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        asks = [a.forwards(PushAsk()) for _ in range(2)]
+        arrived = await b.is_asked(2)
+        b.link.reset()
+        await holds(lambda: not b.link.is_up)
+        for ask in arrived:
+            ask.finish(outcomes.OK, b"x" * 600)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await holds(lambda: b.link.is_up)
+        b.clock.advance(TICK_S)
+        assert (await asks[0].ends())[0] == outcomes.OK
+        a.clock.advance(TIMEOUT_S + 2 * TICK_S)
+        assert asks[1].outcomes == [TIMEOUT]
 
 
 # Where it is looked for.
@@ -593,8 +809,7 @@ async def test_outcome_that_this_version_does_not_know(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
         ask = a.forwards(PushAsk())
         (await b.is_asked())[0].finish(999, b"")
-        outcome, _ = await ask.ends()
-        assert outcome < len(outcomes.ANSWERS)
+        assert await ask.ends() == TIMEOUT, "it may have arrived"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from harness.disconnect_store import BORN, LEASE_MS, Store, lost
 from harness.valkey import ValkeyProcess
 from harness.waiting import until
 from redis import Redis
-from ws2api.gateway.disconnects import LEASES
+from redis.exceptions import ResponseError
+from ws2api.gateway.disconnects import LEASES, OWE
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ class TestWhatIsLeft:
         taken, parked = ("ann", BORN, 3999, reason), ("bob", BORN, 1000, reason)
         store.end("w-1", taken)
         store.take_over("w-1", known=True)
-        store.park("w-1", parked)
+        store.park("w-2", parked)
         assert store.owed == [taken, parked]
 
     @pytest.mark.parametrize("count", [10_000, 100_000])
@@ -198,6 +199,77 @@ class TestDeciding:
         store.renew("w-1")
         assert store.take_over("w-1", hold_ms=0) is None
         assert not store.owed
+
+
+class TestFence:
+    """What a worker sent before it was given up may come after it."""
+
+    def test_a_dead_worker_adds_nothing_more(self, store: Store) -> None:
+        store.renew("w-1")
+        store.open("w-1", "ann")
+        store.take_over("w-1", known=True)
+        self._expect_fenced(store, 1)
+        self._expect_fenced(store, 2)
+        assert store.owed == [lost("ann")]
+        assert not store.keys_of("w-1")
+        assert 900 < cast(int, store.redis.ttl(store.key("i:w-1"))) <= 3600
+
+    def test_nor_one_that_has_ended_by_itself(self, store: Store) -> None:
+        store.redis.zadd(store.key(LEASES), {"w-1": 0})
+        store.take_over("w-1")
+        self._expect_fenced(store, 1)
+
+    def test_one_that_lives_goes_on_with_its_next_connection(self, store: Store) -> None:
+        store.renew("w-1", epoch=4)
+        store.open("w-1", "ann")
+        store.expire("w-1")
+        for _ in range(2):
+            store.take_over("w-1")
+            store.redis.zadd(store.key(LEASES), {"w-1": 1})
+        self._expect_fenced(store, 3)
+        self._expect_fenced(store, 4)
+        assert store.renew("w-1", epoch=5)
+        store.call(OWE, "w-1", 5, f"cid {BORN}", "1000 bye")
+        store.park("w-1", ("cid", BORN, 1000, "bye"), epoch=5)
+        assert store.owed == [lost("ann"), ("cid", BORN, 1000, "bye")]
+        self._expect_fenced(store, 4)
+        assert store.redis.ttl(store.key("i:w-1")) == -1, "it stands for as long as it is needed"
+
+    def test_a_younger_connection_makes_the_older_void(self, store: Store) -> None:
+        store.renew("w-1", epoch=9)
+        store.renew("w-1", epoch=10)
+        self._expect_fenced(store, 9)
+        store.renew("w-1", epoch=10)
+
+    def test_a_lease_that_is_held_holds_nobody_off(self, store: Store) -> None:
+        store.renew("w-1")
+        assert store.take_over("w-1") is None
+        store.renew("w-1")
+        store.park("w-1", ("cid", BORN, 1000, "bye"))
+        assert store.owed
+
+    def test_a_redis_that_has_forgotten_everything_learns_the_epoch_anew(
+        self, store: Store
+    ) -> None:
+        store.renew("w-1", epoch=3)
+        store.redis.flushall()
+        store.renew("w-1", epoch=3)
+        self._expect_fenced(store, 2)
+
+    def _expect_fenced(self, store: Store, epoch: int) -> None:
+        before = self._all(store)
+        for call in (
+            lambda: store.renew("w-1", epoch=epoch),
+            lambda: store.call(OWE, "w-1", epoch, f"bob {BORN}", "1000 bye"),
+            lambda: store.park("w-1", ("bob", BORN, 1000, "bye"), epoch=epoch),
+        ):
+            with pytest.raises(ResponseError, match="FENCED"):
+                call()
+        assert self._all(store) == before
+
+    def _all(self, store: Store) -> dict[bytes, bytes | None]:
+        keys = cast("list[bytes]", store.redis.keys("*"))
+        return {key: cast("bytes | None", store.redis.dump(key)) for key in keys}
 
 
 class TestReconnected:

@@ -14,8 +14,10 @@ from harness.redis_server import RedisServer, redis_server
 from ws2api.gateway import disconnects
 from ws2api.gateway.disconnects import LEASE_S, RENEW_EVERY_S
 from ws2api.gateway.errors import RedisUnavailable
+from ws2api.gateway.fence import Fence
 from ws2api.gateway.lease import Lease
 from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.redis_time import RedisTime
 from ws2api.gateway.sweeper import Sweeper
 
 PREFIX = "test:"
@@ -65,7 +67,9 @@ class Worker:
             url, name, loop, sweeper, self._on_up, lambda: None, scripts=disconnects.SCRIPTS
         )
         holders = (self.clients, self.connecting)
-        self.lease = Lease(self.link, PREFIX, name, holders, loop, sweeper)
+        self.fence = Fence(name)
+        self.redis_time = RedisTime()
+        self.lease = Lease(self.link, PREFIX, self.fence, self.redis_time, holders, loop, sweeper)
 
     def _on_up(self) -> None:
         self.ups += 1
@@ -186,6 +190,42 @@ async def test_lease_that_is_stopped_is_not_taken_anew(server: RedisServer) -> N
         worker.clock.advance(RENEW_EVERY_S + 0.2)
         await worker.link.ask("PING")
         assert server.leases == {}
+
+
+@in_loop
+async def test_lease_tells_what_time_it_is_at_redis(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        assert worker.redis_time.deadline_ms(0.0) == 0
+        before_ms = int(server.now_ms)
+        await worker.renews()
+        assert before_ms <= worker.redis_time.deadline_ms(0.0) <= server.now_ms + 1
+
+
+@in_loop
+async def test_each_connection_makes_the_one_before_it_void(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        for epoch in ("1", "2", "3"):
+            worker.lease.enter()
+            await worker.link.ask("PING")
+            assert server.redis.get(f"{PREFIX}i:a") == epoch
+        assert server.leases.keys() == {"a"}
+
+
+@in_loop
+async def test_worker_that_was_given_up_goes_on_with_a_new_connection(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        worker.lease.enter()
+        await worker.link.ask("PING")
+        server.redis.set(f"{PREFIX}i:a", "-1")
+        server.redis.delete(f"{PREFIX}leases")
+        with structlog.testing.capture_logs():
+            worker.lease.renew()
+            await holds(lambda: worker.ups == 2)
+        assert server.leases == {}
+        worker.lease.enter()
+        await worker.link.ask("PING")
+        assert server.redis.get(f"{PREFIX}i:a") == "2"
+        assert server.leases.keys() == {"a"}
 
 
 # Given up for lost.

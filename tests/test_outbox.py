@@ -19,8 +19,10 @@ from ws2api.gateway import registry as registry_module
 from ws2api.gateway import worker as worker_module
 from ws2api.gateway.disconnects import TAKE_OVER, WORKER_LOST
 from ws2api.gateway.errors import RedisUnavailable
+from ws2api.gateway.fence import Fence
 from ws2api.gateway.outbox import Outbox
 from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.redis_time import RedisTime
 from ws2api.gateway.registry import Registry
 from ws2api.gateway.sweeper import Sweeper
 
@@ -120,8 +122,9 @@ class Worker:
             lambda: None,
             scripts=(*registry_module.SCRIPTS, *disconnects.SCRIPTS),
         )
-        self.outbox = Outbox(self.link, PREFIX, name, bound, PENDING_S, loop.call_soon)
-        self.registry = Registry(self.link, PREFIX, name, PENDING_S)
+        fence = Fence(name)
+        self.outbox = Outbox(self.link, PREFIX, fence, bound, PENDING_S, loop.call_soon)
+        self.registry = Registry(self.link, PREFIX, fence, RedisTime(), PENDING_S)
 
     def _on_up(self) -> None:
         self.ups += 1
@@ -522,7 +525,7 @@ async def test_all_that_is_left_is_handed_over(server: RedisServer) -> None:
         ]
         assert server.leases.keys() == {"other"}
         assert server.keys == {
-            *("disconnects", "leases", "w:other", "a:other", "e:other"),
+            *("disconnects", "leases", "w:other", "a:other", "e:other", "i:a"),
             *("c:open0", "p:asking0"),  # the other's, which came last
         }
 
@@ -533,7 +536,7 @@ async def test_many_are_handed_over(server: RedisServer) -> None:
         leave_behind(server, "a", MANY)
         assert await worker.outbox.hand_over() == 3 * MANY
         assert len({fields["id"] for fields in server.stream}) == 3 * MANY
-        assert server.keys == {"disconnects"}
+        assert server.keys == {"disconnects", "i:a"}
 
 
 @in_loop
@@ -598,7 +601,7 @@ async def test_what_the_api_has_just_heard_is_not_handed_over(server: RedisServe
         assert await worker.outbox.hand_over() == 1
         assert server.stream == [owed.fields]
         await worker.settled()  # when they would have been struck off
-        assert server.keys == {"disconnects"}
+        assert server.keys == {"disconnects", "i:a"}
 
 
 def asks(server: RedisServer, worker: str, count: int) -> set[str]:
@@ -631,7 +634,7 @@ async def test_connects_that_the_api_may_be_deciding_on_are_left_for_later(
         while more:
             _, _, more = takes_over(keys=[PREFIX], args=["a", 100_000, 0, 0])
         assert len(server.stream) == 30 + count
-        assert server.keys == {"disconnects"}
+        assert server.keys == {"disconnects", "i:a"}
 
 
 @in_loop
@@ -642,7 +645,7 @@ async def test_connect_that_is_left_for_later_may_come_to_nothing(server: RedisS
         client_id, _, generation = mark.partition(" ")
         worker.registry.withdraw(client_id.encode(), int(generation))
         assert await worker.outbox.hand_over() == 0
-        assert server.keys == set()
+        assert server.keys == {"i:a"}
 
 
 @in_loop
@@ -650,7 +653,7 @@ async def test_nothing_is_handed_over_when_nothing_is_left(server: RedisServer) 
     async with worker_of(server) as worker:
         server.redis.zadd(f"{PREFIX}leases", {"a": server.now_ms + 60_000})
         assert await worker.outbox.hand_over() == 0
-        assert server.keys == set()
+        assert server.keys == {"i:a"}
 
 
 @in_loop

@@ -19,6 +19,7 @@ from ws2api.gateway.counters import Counters
 from ws2api.gateway.envelope import PROBE, Envelope, decode
 from ws2api.gateway.probe import Probe
 from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.redis_time import RedisTime
 from ws2api.gateway.sweeper import Sweeper
 
 PREFIX = "test:"
@@ -220,6 +221,7 @@ class ConnectedWorker:
             "a",
             self.slot,
             sweeper,
+            RedisTime(),
             loop.call_soon,
             5.0,
             cast(Any, None),

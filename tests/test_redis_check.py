@@ -72,7 +72,17 @@ def test_all_that_the_program_calls_is_tried() -> None:
         called |= {name.upper() for name in methods if name not in ("aclose", "execute")}
     tried = {line.split(" ")[0] for line in redis_check._CALLS.split("\n")}
     # Tried by name; PIPELINE and REGISTER are redis-py's; a worker can do without the others.
-    tried |= {"PING", "SCRIPT", "EVALSHA", "SUBSCRIBE", "PIPELINE", "REGISTER", "PUBSUB", "DELETE"}
+    tried |= {
+        "PING",
+        "SCRIPT",
+        "EVALSHA",
+        "SUBSCRIBE",
+        "UNSUBSCRIBE",
+        "PIPELINE",
+        "REGISTER",
+        "PUBSUB",
+        "DELETE",
+    }
     assert called - tried <= {"AUTH", "SELECT", "CLIENT", "INFO"}
     assert len(called) > 30
 

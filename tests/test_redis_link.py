@@ -22,7 +22,7 @@ from harness.waiting import until
 from redis import Redis
 from redis.exceptions import RedisError
 from ws2api.gateway import redis_link
-from ws2api.gateway.errors import RedisUnavailable
+from ws2api.gateway.errors import RedisNotAsked, RedisUnavailable
 from ws2api.gateway.redis_link import REPLY_TIMEOUT_S, RedisLink, Reply, Script
 from ws2api.gateway.sweeper import Sweeper
 
@@ -485,6 +485,55 @@ async def test_connection_that_is_killed_is_opened_again(server: Server) -> None
         assert await link.link.ask("ECHO", "back") == b"back"
 
 
+@in_loop
+async def test_what_was_written_is_told_from_what_was_not(own_server: Server) -> None:
+    async with connected(own_server.url) as link:
+        own_server.freeze()
+        link.send("SET", "written", "1")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        link.send("SET", "not written", "1")
+        link.link.reset()
+        await link.is_down()
+        link.send("SET", "too late", "1")
+        assert [type(reply) for reply in link.replies] == [
+            RedisUnavailable,
+            RedisNotAsked,
+            RedisNotAsked,
+        ]
+        own_server.thaw()
+        await link.is_up(times=2)
+        assert own_server.redis.keys() == [b"written"], "nobody knew"
+
+
+@in_loop
+async def test_what_is_sent_right_after_a_reset_is_not_written(server: Server) -> None:
+    async with connected(server.url) as link:
+        link.link.reset()
+        link.send("SET", "a", "1")
+        await asyncio.sleep(0)
+        await link.is_down()
+        assert [type(reply) for reply in link.replies] == [RedisNotAsked]
+        await link.is_up(times=2)
+        assert not server.redis.exists("a")
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_certain"),
+    [
+        (RedisNotAsked("Redis is away"), True),
+        (RedisUnavailable("the connection to Redis was lost"), False),
+        (hiredis.ReplyError("NOSCRIPT No matching script. Please use EVAL."), True),
+        (hiredis.ReplyError("LOADING Redis is loading the dataset in memory"), True),
+        (hiredis.ReplyError("FENCED the worker was given up"), True),
+        (hiredis.ReplyError("READONLY You can't write against a read only replica. script"), False),
+        (hiredis.ReplyError("ERR anything else"), False),
+    ],
+)
+def test_which_commands_have_no_effect(reply: Exception, is_certain: bool) -> None:
+    assert redis_link.has_no_effect(reply) is is_certain
+
+
 # A server that hangs.
 
 
@@ -696,6 +745,8 @@ class FakeServer:
     def __init__(self, *replies: bytes) -> None:
         self.replies = list(replies)
         self.connections = 0
+        self.ends: list[Exception | None] = []
+        """How each connection has ended; None in good order."""
 
     def __call__(self) -> asyncio.Protocol:
         return FakeConnection(self)
@@ -717,6 +768,9 @@ class FakeConnection(asyncio.Protocol):
             replies = self._server.replies
             self._transport.write(replies.pop(0) if replies else b"+OK\r\n")
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.ends.append(exc)
+
 
 @contextlib.asynccontextmanager
 async def fake_server(server: FakeServer, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
@@ -727,6 +781,20 @@ async def fake_server(server: FakeServer, tls: ssl.SSLContext | None = None) -> 
         yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     finally:
         listening.close()
+
+
+@in_loop
+async def test_connection_that_is_given_up_is_reset() -> None:
+    """A close would let the kernel send what it has, whenever the network comes back."""
+    server = FakeServer()
+    with structlog.testing.capture_logs():
+        async with fake_server(server) as address, connected(f"redis://{address}") as link:
+            link.link.reset()
+            await link.is_up(times=2)
+            await holds(lambda: server.ends)
+            assert isinstance(server.ends[0], ConnectionResetError)
+        await holds(lambda: len(server.ends) == 2)
+    assert server.ends[1] is None
 
 
 @in_loop

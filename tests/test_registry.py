@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import cast
 
 import pytest
@@ -19,7 +21,9 @@ from redis.exceptions import RedisError
 from ws2api.gateway import registry as registry_module
 from ws2api.gateway.envelope import REPLACED, decode
 from ws2api.gateway.errors import RedisUnavailable
+from ws2api.gateway.fence import Fence
 from ws2api.gateway.redis_link import RedisLink
+from ws2api.gateway.redis_time import RedisTime
 from ws2api.gateway.registry import Registry
 from ws2api.gateway.sweeper import Sweeper
 
@@ -27,6 +31,7 @@ DEADLINE_S = 20.0
 PENDING_S = 60.0
 MARGIN_S = 30.0
 PREFIX = "test:"
+A_MINUTE_MS = 60_000
 # More than one batch, and more than one round of clearing.
 MANY = 2_100
 
@@ -40,11 +45,19 @@ class Server:
         self.process = process
         self.redis = Redis.from_url(process.url, decode_responses=True)
         until(self._answers, what="Valkey answers")
+        self._pid: int = self.redis.info("server")["process_id"]
 
     def _answers(self) -> bool:
         with contextlib.suppress(RedisError):
             return bool(self.redis.ping())
         return False
+
+    def freeze(self) -> None:
+        """Stop the process: its sockets stay open, nothing is answered."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
 
     def _all(self, kind: str) -> dict[str, str]:
         keys = self.redis.keys(f"{PREFIX}{kind}:*")
@@ -103,6 +116,18 @@ def server(shared_server: Server) -> Server:
     return shared_server
 
 
+@pytest.fixture
+def frozen(server: Server) -> Iterator[Server]:
+    """Use a server that the test may freeze."""
+    yield server
+    server.thaw()
+
+
+def now_ms(server: Server) -> int:
+    seconds, microseconds = cast("tuple[int, int]", server.redis.time())
+    return seconds * 1000 + microseconds // 1000
+
+
 class Client:
     """Be a connection, and note what it is told."""
 
@@ -143,7 +168,9 @@ class Worker:
         self._subscription = RedisLink(
             url, name, loop, sweeper, self._subscribe, _nothing, self._on_message
         )
-        self.registry = Registry(self.link, PREFIX, name, PENDING_S)
+        self.fence = Fence(name)
+        self.redis_time = RedisTime()
+        self.registry = Registry(self.link, PREFIX, self.fence, self.redis_time, PENDING_S)
 
     def _subscribe(self) -> None:
         self._subscription.send(self._on_subscribed, "SUBSCRIBE", f"{PREFIX}w:{self.name}")
@@ -164,6 +191,13 @@ class Worker:
     async def stop(self) -> None:
         await self.link.stop()
         await self._subscription.stop()
+
+    async def loses_its_link(self) -> None:
+        """Let what was sent be written, and lose the connection for commands."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.link.reset()
+        await holds(lambda: not self.link.is_up)
 
     async def settles(self) -> None:
         """Wait until all that was sent is answered, and all notices of it have come."""
@@ -519,6 +553,118 @@ async def test_end_is_owed_that_redis_has_forgotten(server: Server) -> None:
     async with workers(server, "a") as (a,):
         assert await a.releases("me", 17)
         assert server.owed["a"].keys() == {"me 17"}
+
+
+# What is too late.
+
+
+LATE: dict[str, Callable[[Worker], None]] = {
+    "announce": lambda a: a.registry.announce(b"me", Client("me", 0)),
+    "claim": lambda a: a.registry.claim(b"me", 17, Client("me", 17)),
+    "claim again": lambda a: a.registry.claim_again([Client("me", 17)]),
+    "release": lambda a: a.registry.release(Client("me", 17)),
+    "mark again": lambda a: a.registry._mark_again([Client("me", 17)], {}),
+}
+
+
+@pytest.mark.parametrize("what", LATE)
+@pytest.mark.parametrize("held", ["dead", "-1", "2"])
+@in_loop
+async def test_worker_that_was_given_up_enters_nothing(
+    server: Server, what: str, held: str
+) -> None:
+    async with workers(server, "a") as (a,):
+        a.fence.advance()
+        server.redis.set(f"{PREFIX}i:a", held)
+        LATE[what](a)
+        await holds(lambda: not a.link.is_up)
+        assert server.redis.keys() == [f"{PREFIX}i:a"]
+
+
+@pytest.mark.parametrize("what", LATE)
+@in_loop
+async def test_worker_that_was_not_enters_it(server: Server, what: str) -> None:
+    async with workers(server, "a") as (a,):
+        a.fence.advance()
+        server.redis.set(f"{PREFIX}i:a", "1")
+        LATE[what](a)
+        await a.settles()
+        assert len(server.redis.keys()) > 1
+
+
+@in_loop
+async def test_what_can_never_be_right_again_goes_in_any_case(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        me = await a.announces("me")
+        server.redis.set(f"{PREFIX}i:a", "dead")
+        await a.withdraws("me", me.generation)
+        assert server.redis.keys() == [f"{PREFIX}i:a"]
+
+
+@in_loop
+async def test_connect_is_not_marked_after_its_time(frozen: Server) -> None:
+    async with workers(frozen, "a") as (a,):
+        a.redis_time.learn(now_ms(frozen) - A_MINUTE_MS, time.monotonic())
+        frozen.freeze()
+        client = Client("me", 0)
+        a.registry.announce(b"me", client)
+        await a.loses_its_link()
+        assert client.events == ["announced"]
+        frozen.thaw()
+        await holds(lambda: a.link.is_up)
+        assert frozen.redis.keys() == []
+
+
+@in_loop
+async def test_connect_that_was_too_late_by_a_wrong_clock_is_marked_once(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        a.redis_time.learn(now_ms(server) - A_MINUTE_MS, time.monotonic())
+        client = Client("me", 0)
+        a.registry.announce(b"me", client)
+        await holds(lambda: client.events)
+        assert client.events == ["announced"]
+        assert server.asking == {"a": {f"me {client.generation}"}}
+
+
+@in_loop
+async def test_connect_is_marked_in_the_end_by_a_redis_that_is_always_late(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        a.redis_time.learn = lambda *_: None  # type: ignore[method-assign]
+        RedisTime.learn(a.redis_time, now_ms(server) - A_MINUTE_MS, time.monotonic())
+        client = Client("me", 0)
+        a.registry.announce(b"me", client)
+        await holds(lambda: client.events)
+        assert client.events == ["announced"]
+        assert server.asking == {"a": {f"me {client.generation}"}}
+
+
+@pytest.mark.parametrize("ahead_s", [0, 3600])
+@in_loop
+async def test_made_up_generation_is_younger_than_one_that_redis_gave_out_unheard(
+    frozen: Server, ahead_s: int
+) -> None:
+    """The API must not hear of the end of a connection that is younger than the living one."""
+    async with workers(frozen, "a") as (a,):
+        a.redis_time.learn(now_ms(frozen) + ahead_s * 1000, time.monotonic())
+        await a.link.ask("PING")
+        frozen.freeze()
+        a.registry.announce(b"me", Client("me", 0))
+        await a.loses_its_link()
+        made_up = a.redis_time.next_generation()
+        frozen.thaw()
+        await holds(lambda: a.link.is_up)
+        await holds(lambda: frozen.asking)
+        (mark,) = frozen.asking["a"]
+        assert int(mark.split()[1]) < made_up
+
+
+@in_loop
+async def test_made_up_generation_is_younger_than_those_before(server: Server) -> None:
+    async with workers(server, "a") as (a,):
+        a.redis_time.learn(now_ms(server) - A_MINUTE_MS, time.monotonic())
+        before = await a.announces("me")
+        a.redis_time.learn(now_ms(server) - A_MINUTE_MS, time.monotonic())
+        assert a.redis_time.next_generation() > before.generation
 
 
 # Redis is away.

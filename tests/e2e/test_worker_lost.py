@@ -17,6 +17,7 @@ from harness.api import Answer, FakeApi, Hold, Reply, Request, echo
 from harness.fault_proxy import FaultProxy
 from harness.gateway import GatewayProcess
 from harness.processes import Process, find_descendants, find_socket_owner
+from harness.redis_server import RedisServer
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, until
 from harness.ws import WsClient, upgrade_request
@@ -310,6 +311,44 @@ class TestLostSupervisor:
         new = start_gateway(api=own_api.url, redis=valkey.url, workers=WORKERS)
         expect_one_delete_each(own_api, clients, 1001, "going away")
         until(lambda: nothing_is_pending(new))
+
+
+class TestFrozenRedis:
+    def test_what_a_killed_worker_sent_last_takes_no_effect(
+        self,
+        own_api: FakeApi,
+        start_gateway: StartGateway,
+        valkey: ValkeyProcess,
+        client_id: str,
+    ) -> None:
+        """A Redis that stood still carries out then what nobody waits for any more."""
+        server = RedisServer(valkey, "ws2api:")
+        gateway = start_gateway(api=own_api.url, redis=valkey.url, workers=1, api_timeout="1s")
+        before = gateway.connect(f"{client_id}-before")
+        victim = gateway.worker_of(before)
+        [incarnation] = server.leases
+        names = [f"{client_id}-{number}" for number in range(10)]
+        server.freeze()
+        try:
+            for name in names:
+                gateway.open_stream().write(upgrade_request(f"/{name}"))
+            for name in names:  # which is when the worker has given Redis up
+                own_api.wait_for_one(name, "GET")
+            kill(victim)
+        finally:
+            server.thaw()
+        expect_one_delete_each(own_api, [f"{client_id}-before"])
+
+        def left() -> set[str]:
+            return {key for key in server.keys if key.startswith(("a:", "p:", "e:", "w:"))}
+
+        until(lambda: incarnation not in server.leases and not left(), what=f"nothing of {left()}")
+        until(lambda: not server.stream, what="all of it is told")
+        for name in names:
+            assert {generation for generation, _, _ in deletes(own_api, name)} <= {
+                born(own_api, name)
+            }
+        server.redis.close()
 
 
 class TestLostMachine:

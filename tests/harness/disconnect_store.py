@@ -37,9 +37,9 @@ class Store:
         """Run a script."""
         return self.redis.eval(script.source, 1, self.prefix, *cast(tuple[str, ...], arguments))
 
-    def renew(self, worker: str, lease_ms: int = LEASE_MS) -> bool:
+    def renew(self, worker: str, lease_ms: int = LEASE_MS, epoch: int = 1) -> bool:
         """Renew a lease; tell whether clients of the worker were given up for lost."""
-        return bool(self.call(RENEW, worker, lease_ms))
+        return bool(self.call(RENEW, worker, epoch, lease_ms)[0])
 
     def expire(self, worker: str) -> None:
         """Let a lease run out."""
@@ -60,9 +60,9 @@ class Store:
         client_id, generation, code, reason = end
         self.redis.hset(self.key("e:", worker), f"{client_id} {generation}", f"{code} {reason}")
 
-    def park(self, worker: str, end: End, bound: int = BOUND) -> None:
+    def park(self, worker: str, end: End, bound: int = BOUND, epoch: int = 1) -> None:
         """Leave an end to the reapers."""
-        self.call(PARK, worker, *end, bound)
+        self.call(PARK, worker, epoch, *end, bound)
 
     def take_over(
         self, worker: str, *, known: bool = False, bound: int = BOUND, hold_ms: int = 0

@@ -11,9 +11,9 @@ from .traffic_api import Life
 from .traffic_clients import Stay, number_of
 from .traffic_pushes import PushRecord
 
-NOT_DELIVERED = frozenset({400, 401, 404, 412, 413, 429})
+NOT_DELIVERED = frozenset({400, 401, 404, 412, 413, 429, 503})
 """Answers to a push that say that the client did not get it."""
-UNKNOWN = frozenset({0, 503, 504})
+UNKNOWN = frozenset({0, 504})
 """Answers, or none, that leave open whether it did."""
 
 
