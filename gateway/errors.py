@@ -35,6 +35,12 @@ class UpgradeRequired(HandshakeError):
     header_lines = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 
 
+class PathUnknown(HandshakeError):
+    """The path is none that --path lets clients use."""
+
+    status = 404
+
+
 class OriginRefused(HandshakeError):
     """The page's origin is not in the allow list (RFC 6455, 10.2)."""
 

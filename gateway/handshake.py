@@ -12,7 +12,7 @@ from typing import Final
 import httptools
 from websockets.utils import accept_key
 
-from .client_id import normalise_client_id
+from .client_paths import IDS, ClientPaths
 from .errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
 from .http_wire import ReplyReader
 from .settings import Settings
@@ -61,7 +61,7 @@ def to_origin_form(target: bytes) -> bytes:
     A server must take the absolute form, which is meant for proxies, from everybody (RFC 9112,
     3.2.2); some chargers send it. A target of another form is returned as it is.
     """
-    absolute = _ABSOLUTE.match(target)
+    absolute = None if target.startswith(b"/") else _ABSOLUTE.match(target)
     if absolute is None:
         return target
     rest = target[absolute.end() :]
@@ -84,13 +84,16 @@ def check_host(host: bytes | None, target: bytes) -> None:
         raise HandshakeError("the Host header is malformed")
 
 
-def split_target(target: bytes) -> tuple[bytes, bytes]:
+def split_target(target: bytes, paths: ClientPaths = IDS[False]) -> tuple[bytes, bytes]:
     """Split a target into client id and query, the latter with its question mark.
 
     The id is normalised, the query stays as it is.
 
+    Args:
+        paths: says where in the path the id is.
+
     Raises:
-        HandshakeError: if it is neither of origin nor of absolute form, or its path is no client
+        HandshakeError: if it is neither of origin nor of absolute form, or its path holds no client
             id.
     """
     if not target.startswith(b"/"):
@@ -100,10 +103,7 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     path, mark, query = target.partition(b"?")
     if not _QUERY.fullmatch(query) or b"#" in target:
         raise HandshakeError("the query has characters that must be percent-encoded")
-    client_id = path[1:]
-    if b"/" in client_id:
-        raise HandshakeError("the path must be one segment, the client id")
-    return normalise_client_id(client_id), mark + query
+    return paths.find(path), mark + query
 
 
 class RequestHead:
@@ -258,6 +258,7 @@ class HandshakePolicy:
         self._passed_on += [(n.lower(), n) for n in names if n.lower() not in known]
         self._trusted = [_network(cidr) for cidr in settings.trusted_proxy]
         self._origins = [_origin_pattern(origin) for origin in settings.allow_origin]
+        self._paths = ClientPaths(settings.path)
         self._subprotocols = [name.encode("ascii") for name in settings.subprotocol]
 
     def check(self, head: RequestHead, peer: str) -> Handshake:
@@ -281,7 +282,7 @@ class HandshakePolicy:
         if head.has_body:
             raise HandshakeError("an upgrade request has no body")
         check_host(headers.get(b"host"), head.target)
-        client_id, query = split_target(head.target)
+        client_id, query = split_target(head.target, self._paths)
         if headers.get(b"sec-websocket-version") != b"13":
             raise UpgradeRequired("Sec-WebSocket-Version must be 13")
         key = headers.get(b"sec-websocket-key", b"")
@@ -296,6 +297,9 @@ class HandshakePolicy:
             raise HandshakeError("Sec-WebSocket-Protocol is malformed")
         accept = accept_key(key.decode("ascii")).encode("ascii")
         lines = self._header_lines(headers, peer)
+        if not self._paths.is_plain:
+            path = to_origin_form(head.target).partition(b"?")[0]
+            lines += b"Ws2api-Path: %b\r\n" % path
         return Handshake(client_id, query, accept, protocols, lines, self._remote(headers, peer))
 
     def trusts(self, peer: str) -> bool:

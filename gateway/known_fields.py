@@ -16,15 +16,23 @@ from .known_heads import KnownHeads
 
 # Ids that need no closer look, as nearly all: nothing encoded, and no `.`, `..` or `@` in front.
 _REQUEST_LINE: Final = re.compile(rb"POST /((?![.@])[%b]+) HTTP/1\.1" % PCHAR)
+_OF_SEVERAL: Final = re.compile(
+    rb"POST /((?![.@])[%b]+(?:/(?!\.)[%b]+)*) HTTP/1\.1" % (PCHAR, PCHAR)
+)
 _MAX_LINE_BYTES: Final = len(b"POST / HTTP/1.1") + MAX_CLIENT_ID_BYTES
 
 
 class KnownFields:
-    """Hold blocks of fields, and what each says about the message that follows it."""
+    """Hold blocks of fields, and what each says about the message that follows it.
 
-    __slots__ = ("_known",)
+    Args:
+        is_several: whether ids may have several segments.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_known", "_request_line")
+
+    def __init__(self, is_several: bool = False) -> None:
+        self._request_line = _OF_SEVERAL if is_several else _REQUEST_LINE
         # Block of fields, without the line before and the empty line after it -> Content-Length,
         # and TEXT or BINARY.
         self._known: KnownHeads[tuple[int, int]] = KnownHeads()
@@ -43,7 +51,7 @@ class KnownFields:
         # Without the empty line more fields may follow.
         if known is None or known[0] != len(body) or not empty_line:
             return None
-        match = _REQUEST_LINE.fullmatch(line)
+        match = self._request_line.fullmatch(line)
         if match is None or len(line) > _MAX_LINE_BYTES:
             return None
         code = known[1]

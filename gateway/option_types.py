@@ -12,6 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import NoDecode
 
+from .client_paths import parse_pattern
+
 DAY_S = 86_400.0
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
@@ -273,6 +275,17 @@ def _check_subprotocol(value: str) -> str:
     return value
 
 
+def _check_paths(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("expected a path with {id}")
+    return values
+
+
+def _check_path(value: str) -> str:
+    parse_pattern(value)
+    return value
+
+
 def _check_cidr(value: str) -> str:
     try:
         ipaddress.ip_network(value)
@@ -321,6 +334,13 @@ Subprotocols = Annotated[
     NoDecode,
     BeforeValidator(_split_list),
     Form("NAME"),
+]
+Paths = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_path)], ...],
+    NoDecode,
+    BeforeValidator(_split_list),
+    AfterValidator(_check_paths),
+    Form("PATH", "/{id}"),
 ]
 Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_check_cidr)], ...],

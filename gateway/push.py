@@ -20,10 +20,18 @@ import httptools
 from . import counters as c
 from . import outcomes
 from .ask import Ask
+from .client_paths import IDS, ClientPaths
 from .door import Door
 from .envelope import DESCRIBE, PUSH
 from .errors import HandshakeError
-from .handshake import MAX_HEAD_BYTES, MAX_HEADERS, check_host, split_target, to_origin_form
+from .handshake import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    check_host,
+    plain_address,
+    split_target,
+    to_origin_form,
+)
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
 from .media_type import charset_of, is_binary
@@ -71,7 +79,12 @@ class PushHub:
     """Tell whether there is a file for one beyond the share."""
     on_refused: Callable[[str, bytes, int, str, str], None] = lambda *_: None
     """Note a push that was refused: `Journal.refused`."""
-    known: KnownFields = field(default_factory=KnownFields)
+    paths: ClientPaths = IDS[False]
+    """Where in a target the id is."""
+    known: KnownFields = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = KnownFields(self.paths.takes_several)
 
     def enter(self, connection: PushConnection) -> None:
         """Count a connection; if there is no file for another, let the next ones wait."""
@@ -177,6 +190,9 @@ class PushConnection(asyncio.Protocol):
         self._url = b""
         # Those of its fields that it has once at most.
         self._fields: dict[bytes, bytes] = {}
+        # The last Content-Type, and what it says; most clients send the same one always.
+        self._type = b""
+        self._is_binary, self._is_utf8 = False, True
         # Values of those that are lists, with commas.
         self._codings = self._transfer_codings = b""
         self._announced_size = 0
@@ -472,15 +488,22 @@ class PushConnection(asyncio.Protocol):
         if self._shows_totals and method == b"GET" and to_origin_form(self._url) == b"/":
             request.finish(outcomes.OK, self._hub.totals())
             return
-        binary = is_binary(self._fields.get(b"content-type", b""))
-        if method == b"POST" and (unknown := self._find_unknown(binary)):
-            self._body = b""
-            request.finish(unknown, b"")
-            return
+        type_ = self._fields.get(b"content-type", b"")
+        if type_ != self._type:
+            self._type, self._is_binary = type_, is_binary(type_)
+            self._is_utf8 = self._is_binary or not charset_of(type_)
+        if method == b"POST" and (self._codings or not self._is_utf8):
+            unknown = self._find_unknown()
+            if unknown:
+                self._body = b""
+                request.finish(unknown, b"")
+                return
         generation = None
         if b"ws2api-generation" in self._fields:
             generation = self._fields[b"ws2api-generation"].rstrip(_BLANKS)
-        refused = fill(request, method, self._url, generation, binary, self._body)
+        refused = fill(
+            request, method, self._url, generation, self._is_binary, self._body, self._hub.paths
+        )
         self._body = b""  # an idle connection must not keep it
         if refused is not None:
             request.finish(*refused)
@@ -489,13 +512,11 @@ class PushConnection(asyncio.Protocol):
             self._plain_push = request
         self._hub.route(request)
 
-    def _find_unknown(self, binary: bool) -> int:
+    def _find_unknown(self) -> int:
         """Return the outcome of a message in a form that is not known here; 0 if it is known."""
-        if self._codings and _names(self._codings, b"identity"):
+        if _names(self._codings, b"identity"):
             return outcomes.UNKNOWN_CODING
-        if not binary and b"content-type" in self._fields:
-            return outcomes.UNKNOWN_CHARSET if charset_of(self._fields[b"content-type"]) else 0
-        return 0
+        return 0 if self._is_utf8 else outcomes.UNKNOWN_CHARSET
 
     def _is_plain(self) -> bool:
         """Tell whether a push says nothing but where to, what, and of which type."""
@@ -542,9 +563,9 @@ class PushConnection(asyncio.Protocol):
     def _note_refusal(self, request: PushRequest, outcome: int, body: bytes) -> None:
         status, text, _ = outcomes.ANSWERS[outcome]
         reason = (body or text).decode().strip()
-        client_id = request.client_id or _client_id_of(self._url)
+        client_id = request.client_id or _client_id_of(self._url, self._hub.paths)
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        remote = str(peer[0]) if peer else ""
+        remote = plain_address(peer[0]) if peer else ""
         self._hub.on_refused("push refused", client_id, int(status[:3]), reason, remote)
 
     def write_answers(self) -> None:
@@ -599,9 +620,9 @@ def _names(values: bytes, without: bytes) -> list[bytes]:
     return [name for name in names if name and name != without]
 
 
-def _client_id_of(target: bytes) -> bytes:
+def _client_id_of(target: bytes, paths: ClientPaths) -> bytes:
     """Return the id in the target of a request that was refused before its end; empty for none."""
     try:
-        return split_target(target)[0]
+        return split_target(target, paths)[0]
     except HandshakeError:
         return b""

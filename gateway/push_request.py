@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 
 from . import outcomes
 from .ask import Ask
+from .client_paths import IDS, ClientPaths
 from .envelope import CLOSE, DESCRIBE, PUSH
 from .errors import HandshakeError
 from .frames import BINARY, TEXT, is_utf8
@@ -20,7 +21,13 @@ _OK: Final = (
 
 
 def fill(
-    ask: Ask, method: bytes, target: bytes, generation: bytes | None, binary: bool, body: bytes
+    ask: Ask,
+    method: bytes,
+    target: bytes,
+    generation: bytes | None,
+    binary: bool,
+    body: bytes,
+    paths: ClientPaths = IDS[False],
 ) -> tuple[int, bytes] | None:
     """Make the ask what the request says; return an outcome if it says nothing sound.
 
@@ -28,9 +35,10 @@ def fill(
         target: of the request line.
         generation: value of Ws2api-Generation, None when there is none.
         binary: whether the body is a binary message.
+        paths: says where in the target the id is.
     """
     try:
-        ask.client_id, query = split_target(target)
+        ask.client_id, query = split_target(target, paths)
     except HandshakeError as error:
         return outcomes.BAD_REQUEST, f"{error}\n".encode()
     if generation is not None:

@@ -28,6 +28,7 @@ from .option_types import (
     ListenAddress,
     Networks,
     Origins,
+    Paths,
     Prefix,
     RedisUrl,
     Seconds,
@@ -92,6 +93,10 @@ class Settings(BaseSettings):
     listen: ListenAddress = Field(
         Address("0.0.0.0", 7001),  # noqa: S104
         description="Where clients connect with their WebSockets.",
+    )
+    path: Paths = Field(
+        ("/{id}",),
+        description="Path that clients may use; {id} is their id, {id...} one with slashes in it.",
     )
     push_listen: ListenAddress = Field(
         Address("127.0.0.1", 7002), description="Where the API pushes to clients."
@@ -347,7 +352,7 @@ def _row(name: str, field: FieldInfo) -> OptionRow:
         key="" if name in _ONLY_BY_HAND else name,
         default=default if default is not None else format_value(field.default),
         description=field.description or "",
-        repeatable=field.default == (),
+        repeatable=isinstance(field.default, tuple),
     )
 
 

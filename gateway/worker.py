@@ -28,6 +28,7 @@ from .address_limit import AddressLimit, AddressTable
 from .admission import Admission
 from .bus import Bus
 from .client import Client
+from .client_paths import IDS, ClientPaths
 from .counters import Counters
 from .door import Door
 from .drain import Drain
@@ -230,6 +231,7 @@ class Worker:
             token=b"Bearer " + token.get_secret_value().encode() if token else None,
             totals=self._totals,
             connections=set(),
+            paths=IDS[ClientPaths(settings.path).takes_several],
             share=files.pushes,
             doors=self._push_doors,
             on_surplus=self._on_push_surplus,

@@ -100,8 +100,8 @@ class AdminPort:
         for method, path, handler in (
             ("GET", "/errors", self._errors),
             ("GET", "/clients", self._list_clients),
-            ("GET", "/clients/{id}", self._client),
-            ("DELETE", "/clients/{id}", self._close_client),
+            ("GET", "/clients/{id:.+}", self._client),
+            ("DELETE", "/clients/{id:.+}", self._close_client),
             ("POST", "/reload", self._reload),
             ("POST", "/drain", self._drain),
             ("DELETE", "/drain", self._drain),
@@ -296,9 +296,11 @@ def _worker(request: web.Request) -> int:
 
 def _client_id(request: web.Request) -> str:
     """Return the id, normalised: what is still percent-encoded then is a part of it."""
-    sent = request.raw_path.partition("?")[0].rpartition("/")[2]
+    sent = request.raw_path.partition("?")[0].partition("/clients/")[2]
     try:
-        return normalise_client_id(sent.encode("latin-1", errors="replace")).decode("ascii")
+        # Whether ids may have several segments, the push port knows.
+        client_id = normalise_client_id(sent.encode("latin-1", errors="replace"), is_several=True)
+        return client_id.decode("ascii")
     except HandshakeError as error:
         raise RequestError(400, str(error)) from None
 

@@ -425,7 +425,9 @@ class TestClient:
         assert (run.status, run.document) == (1, known)
         assert ["cause", "client"] in cells(run("client", "ann", "--admin-token=t").out)
 
-    @pytest.mark.parametrize("name", ["a b", "a/b", "..", "", "@x", "ä", "a\r\nX: y", "%zz", "a?b"])
+    @pytest.mark.parametrize(
+        "name", ["a b", "a//b", "a/", "a/../b", "..", "", "@x", "ä", "a\r\nX: y", "%zz", "a?b"]
+    )
     @pytest.mark.parametrize("command", [("client",), ("push", "--file=/dev/null"), ("close",)])
     def test_an_id_that_no_client_has(
         self, run: Run, admin: FakePort, push: FakePort, command: tuple[str, ...], name: str

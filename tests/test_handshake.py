@@ -455,6 +455,18 @@ def test_host_must_be_there() -> None:
         assert "Host header is missing" in str(refused(upgrade(target, {"Host": None})))
 
 
+def test_path_is_told_where_it_says_more_than_the_id() -> None:
+    assert not [line for line in lines_of(check(upgrade("/CP1"))) if "Path" in line]
+    wire = upgrade("http://a/%6fcpp/%43P1?q", {"Ws2api-Path": "/of/the/client"})
+    handshake = check(wire, path=("/ocpp/{id}", "/{id...}"))
+    assert (handshake.client_id, handshake.query) == (b"CP1", b"?q")
+    assert [line for line in lines_of(handshake) if "Path" in line] == [
+        "Ws2api-Path: /%6fcpp/%43P1"
+    ]
+    assert check(upgrade("/acme/CP1"), path=("/{id...}",)).client_id == b"acme/CP1"
+    assert refused(upgrade("/CP1"), path=("/ocpp/{id}",)).status == 404
+
+
 def test_upgrade_by_http_1_0_is_refused() -> None:
     wire = upgrade("/me").replace(b"HTTP/1.1", b"HTTP/1.0")
     assert str(refused(wire)) == "HTTP/1.1 is required"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ws2api.gateway import counters as c
 from ws2api.gateway import outcomes
 from ws2api.gateway.ask import Ask
+from ws2api.gateway.client_paths import IDS, ClientPaths
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.envelope import CLOSE, DESCRIBE, PUSH
 from ws2api.gateway.frames import BINARY, TEXT
@@ -129,6 +130,7 @@ class Api:
         *,
         token: str | None = None,
         shows_totals: bool = False,
+        paths: ClientPaths = IDS[False],
     ) -> None:
         self.slot = Counters(1).bank(0, 0)
         self.sweeper = FakeSweeper()
@@ -143,6 +145,7 @@ class Api:
             token=f"Bearer {token}".encode() if token else None,
             totals=lambda: b"connections_opened 7\n",
             connections=set(),
+            paths=paths,
             on_refused=lambda *refusal: self.refused.append(refusal),
         )
         self.connection = PushConnection(self.hub, shows_totals)
@@ -1078,6 +1081,20 @@ def test_chunked_may_be_written_in_any_way(value: str) -> None:
     wire = f"POST /me HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {value}\r\n\r\n"
     api.sends(wire.encode() + b"2\r\nhi\r\n0\r\n\r\n")
     assert api.ask.payload == b"hi"
+
+
+# Ids of several segments.
+
+
+def test_id_may_have_several_segments_where_they_are_wanted() -> None:
+    api = Api(ok)
+    api.sends(request("POST", "/acme/CP1"))
+    assert_refused(api, 400)
+    api = Api(ok, paths=IDS[True])
+    api.sends(request("POST", "/acme/CP1"), request("POST", "/acme/CP2"), get("/acme/%43P1?a/b"))
+    assert [ask.client_id for ask in api.asks] == [b"acme/CP1", b"acme/CP2", b"acme/CP1"]
+    api.sends(request("POST", "/acme//CP1"))
+    assert api.answers[-1].body == b"the client id has an empty segment\n"
 
 
 # Host, and what may stand once.

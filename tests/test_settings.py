@@ -23,6 +23,7 @@ from ws2api.gateway.settings import (
 A_VALUE = {
     "workers": ("3", 3),
     "listen": ("[::1]:80", Address("::1", 80)),
+    "path": ("/ocpp/{id},/{id...}", ("/ocpp/{id}", "/{id...}")),
     "push_listen": (":7102", Address("0.0.0.0", 7102)),
     "push_advertise": ("gateway-1.example", "gateway-1.example"),
     "push_token": ("s3cret", "s3cret"),
@@ -239,6 +240,17 @@ def test_settings_cannot_be_changed() -> None:
 )
 def test_says_what_is_wrong(arguments: list[str], text: str) -> None:
     assert complaint(*arguments) == text
+
+
+def test_says_what_is_wrong_with_a_path() -> None:
+    assert complaint("--path", "/ocpp") == (
+        "path: expected a path with {id} or {id...} for one whole segment, as /ocpp/{id}, "
+        "got '/ocpp'"
+    )
+    assert complaint("--path", "/a/{id}", "--path", "/../{id}").startswith(
+        "path: '/../{id}' has a segment that is empty, . or .."
+    )
+    assert complaint("--path", ",") == "path: expected a path with {id}"
 
 
 def test_says_what_is_wrong_with_a_network() -> None:

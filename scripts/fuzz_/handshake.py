@@ -47,6 +47,7 @@ _POLICIES: Final = (
             subprotocol=("b",),
         )
     ),
+    HandshakePolicy(Settings(workers=1, path=("/{id...}",))),
 )
 _OWN_FIELDS: Final = {b"host", b"ws2api-generation", b"ws2api-push-url"}
 _ENCODER: Final = RequestEncoder(ApiUrl("api", 80, False, "/base", "api"))
@@ -109,14 +110,16 @@ def _judge(policy: HandshakePolicy, data: bytes, expected: Head) -> None:
     request = read_message(wire)
     path, mark, query = to_origin_form(expected.target).partition(b"?")
     client_id = handshake.client_id
-    assert normalise_client_id(client_id) == client_id
+    assert normalise_client_id(client_id, is_several=True) == client_id
     assert unquote_to_bytes(b"/" + client_id) == unquote_to_bytes(path)
     assert request.start_line == b"GET /base/%b%b HTTP/1.1" % (client_id, mark + query)
     assert request.rest == b""
     names = [name for name, _ in request.fields]
     assert len(set(names)) == len(names), wire
     for name, value in request.fields:
-        if name == b"x-forwarded-for":
+        if name == b"ws2api-path":
+            assert value == path
+        elif name == b"x-forwarded-for":
             assert value.endswith(PEER.encode())
         elif name not in _OWN_FIELDS:
             # What was joined with an empty value ends with a blank.

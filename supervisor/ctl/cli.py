@@ -99,7 +99,7 @@ class Session:
         from ws2api.gateway.errors import HandshakeError
 
         try:
-            client_id = normalise_client_id(os.fsencode(self.options.id))
+            client_id = normalise_client_id(os.fsencode(self.options.id), is_several=True)
         except HandshakeError as error:
             raise UsageError(f"{self.options.id}: {error}") from None
         return f"/{client_id.decode('ascii')}"

@@ -38,6 +38,7 @@ def start_single_port_gateway(api: FakeApi) -> GatewayProcess:
         trusted_proxy="127.0.0.1",
         single_port=True,
         forward_header=["Forwarded", "X-Real-IP", "X-Forwarded-Proto"],
+        path=["/{id}", "/ocpp/{id}"],
         workers=2,
     )
 
@@ -156,6 +157,14 @@ class ProxyContract:
         client.close(4000, "bye")
         told = api.wait_for_one(client_id, "DELETE")
         assert (told.close_code, told.text) == (4000, "bye")
+
+    def test_path_with_a_prefix(self, proxy: ProxyProcess, api: FakeApi, client_id: str) -> None:
+        """What docs/haproxy.md says of chargers that are set to wss://host/ocpp/CP001."""
+        proxy.connect(f"ocpp/{client_id}%2fDE*A:1?a=b")
+        name = f"{client_id}%2FDE*A:1"
+        connect = api.wait_for_one(name, "GET")
+        assert connect.target == f"/{name}?a=b"
+        assert connect.headers["Ws2api-Path"] == f"/ocpp/{client_id}%2fDE*A:1"
 
     def test_client_that_is_cut_off_is_reported(
         self, proxy: ProxyProcess, api: FakeApi, client_id: str

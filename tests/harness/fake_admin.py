@@ -266,10 +266,12 @@ class FakeAdmin:
         match request.method, path.split("/")[1:]:
             case "GET", ["errors"]:
                 return web.json_response({"errors": self.errors})
-            case "GET", ["clients", id]:
+            case "GET", ["clients", *segments] if segments:
+                id = "/".join(segments)
                 absent = {"id": id, "connected": False, "connection": None, "last_close": None}
                 return web.json_response(self.clients.get(id, absent))
-            case "DELETE", ["clients", id]:
+            case "DELETE", ["clients", *segments] if segments:
+                id = "/".join(segments)
                 return self._close(id, request)
             case "POST", ["reload"]:
                 return web.json_response({}, status=202)
