@@ -45,14 +45,17 @@ _RETURN_S: Final = 5.0
 _NOBODY: Final = 0
 _SENT: Final = 1
 _SILENT: Final = 2
+_GIVEN_UP: Final = 3
+_FORGOTTEN: Final = 4
 
 _log = structlog.get_logger()
 
-# KEYS: prefix. ARGV: time in ms after which nobody waits for it, 0 for none; then id, envelope, and
-# where to begin to look ('p:', or 'c:' when a connect that is being decided has been waited for
-# already), in turn.
-# Returns for each 0: nobody has the id, 1: published, 2: the owner does not listen; or the time in
-# ms when it is too late.
+# KEYS: prefix. ARGV: time in ms after which nobody waits for it, 0 for none; the worker that asks;
+# then id, envelope, and where to begin to look ('p:', or 'c:' when a connect that is being decided
+# has been waited for already), in turn.
+# Returns for each 0: nobody has the id, 1: published, 2: the owner does not listen, 3: the owner
+# was given up but may live, 4: nobody has it, but Redis does not know the worker that asks either,
+# so it has forgotten all; or the time in ms when it is too late.
 # A connect that is being decided goes before the open connection that it is about to replace.
 _SEND: Final = Script(
     """
@@ -63,21 +66,21 @@ if deadline > 0 then
   if now > deadline then return now end
 end
 local keys, states, members, parts = {}, {}, {}, {}
-for i = 2, #ARGV, 3 do
+for i = 3, #ARGV, 3 do
   keys[#keys + 1] = prefix .. ARGV[i + 2] .. ARGV[i]
   keys[#keys + 1] = prefix .. 'c:' .. ARGV[i]
 end
 local values = redis.call('MGET', unpack(keys))
-for i = 1, (#ARGV - 1) / 3 do
+for i = 1, (#ARGV - 2) / 3 do
   local value = values[2 * i - 1] or values[2 * i]
   states[i] = 0
   if value then
     local owner = string.sub(value, 1, string.find(value, ' ', 1, true) - 1)
     local part, member = parts[owner], members[owner]
     if part then
-      part[#part + 1], member[#member + 1] = ARGV[3 * i], i
+      part[#part + 1], member[#member + 1] = ARGV[3 * i + 1], i
     else
-      parts[owner], members[owner] = {ARGV[3 * i]}, {i}
+      parts[owner], members[owner] = {ARGV[3 * i + 1]}, {i}
     end
   end
 end
@@ -92,8 +95,21 @@ for owner, envelopes in pairs(parts) do
       states[i] = 0
       if values[2 * i] then
         local other = prefix .. 'w:' .. string.match(values[2 * i], '^%S+')
-        states[i] = redis.call('PUBLISH', other, ARGV[3 * i]) > 0 and 1 or 2
+        states[i] = redis.call('PUBLISH', other, ARGV[3 * i + 1]) > 0 and 1 or 2
       end
+    end
+  end
+end
+local is_known
+for i, state in ipairs(states) do
+  if state == 0 then
+    if redis.call('EXISTS', prefix .. 'g:' .. ARGV[3 * i]) == 1 then
+      states[i] = 3
+    else
+      if is_known == nil then
+        is_known = redis.call('ZSCORE', prefix .. 'leases', ARGV[2]) and true or false
+      end
+      states[i] = is_known and 0 or 4
     end
   end
 end
@@ -159,6 +175,7 @@ class Bus:
         on_ask: called with each ask that arrives.
         on_replaced: called with id and generation of a connection that has to give way.
         on_probe: called with a probe that came back.
+        on_forgotten: called when Redis knows nothing of this worker.
     """
 
     def __init__(
@@ -174,6 +191,7 @@ class Bus:
         on_ask: Callable[[RemoteAsk], None],
         on_replaced: Callable[[bytes, int], None],
         on_probe: Callable[[Envelope], None],
+        on_forgotten: Callable[[], None],
     ) -> None:
         self._link = link
         self._prefix = prefix.encode("ascii")
@@ -186,6 +204,7 @@ class Bus:
         self._on_ask = on_ask
         self._on_replaced = on_replaced
         self._on_probe = on_probe
+        self._on_forgotten = on_forgotten
         # Asks of this worker that are not confirmed yet, by number.
         self._asks: dict[int, Ask] = {}
         # Bytes of their payloads.
@@ -313,7 +332,10 @@ class Bus:
     def _send(self, batch: list[_Outgoing]) -> None:
         clock = self._redis_time
         sent_at = time.monotonic()
-        arguments: list[bytes | int] = [clock.deadline_ms(self._timeout_s + _SLACK_S)]
+        arguments: list[bytes | int] = [
+            clock.deadline_ms(self._timeout_s + _SLACK_S),
+            self._worker,
+        ]
         for ask, _, wire in batch:
             arguments += (ask.client_id, wire, b"c:" if ask.waited else b"p:")
 
@@ -330,6 +352,8 @@ class Bus:
         self._link.call(on_reply, _SEND, self._prefix, *arguments)
 
     def _take_states(self, batch: list[_Outgoing], states: list[int]) -> None:
+        if _FORGOTTEN in states:
+            self._on_forgotten()
         is_doubtful = self._sweeper.now < self._doubtful_until
         for (ask, own, _), state in zip(batch, states, strict=True):
             if state != _SENT:

@@ -223,6 +223,9 @@ PROBE_LAG_US: Final = _gauge_of_one(
 PROBED_US: Final = _internal("probed", "Monotonic time of the last probe that came back, in µs.")
 
 REDIS_UP: Final = _gauge_of_one("redis_up", "1 while this worker's connections to Redis are up.")
+RESTORING: Final = _internal(
+    "restoring", "1 while Redis has yet to learn again whom this worker holds."
+)
 REDIS_RECONNECTS: Final = _counter("redis_reconnects", "Times Redis was lost and came back.")
 
 # What the admin process asks for.

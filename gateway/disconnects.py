@@ -12,6 +12,8 @@ Keys, all behind the prefix, beside those of the registry:
                   clock; 0 when it has ended
     x:<worker>    set of "<id> <generation>": connections that were given up for lost although, as
                   it turned out, their worker lived; it closes them when it comes back
+    g:<id>        "<worker> <generation>": a connection that was given up like that, for as long as
+                  its worker may come back; a push to it is not answered with 404 meanwhile
     disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers
                   that died, and those that the API did not take at once; fields id, generation,
                   code, reason, and failures, the number of attempts, on one that was put back
@@ -62,6 +64,9 @@ def entry(connection: Connection) -> bytes:
 _BATCH: Final = 250
 # How long a worker that was given up for lost finds out about it.
 _GIVEN_UP_S: Final = 86_400
+BACK_S: Final = 300
+"""For so long after it was given up a connection is told from one that never was: its client may
+still be connected to a worker that is cut off from Redis."""
 
 # Expects the locals prefix and bound.
 _OWE: Final = """
@@ -79,15 +84,28 @@ end
 
 # KEYS: prefix. ARGV: worker, epoch, lease in ms. Enters the epoch as well.
 # Returns 1 when connections of this worker were given up for lost meanwhile, so that it has to
-# close them, else 0; and Redis' time in ms.
+# close them, else 0; Redis' time in ms; and 1 when Redis knew of a lease of this worker, else 0.
 RENEW: Final = Script(
     "local worker, epoch = ARGV[1], ARGV[2]"
     + ENTER
     + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1] .. 'leases', now + ARGV[3], worker)
-return {redis.call('EXISTS', KEYS[1] .. 'x:' .. worker), now}
+local is_new = redis.call('ZADD', KEYS[1] .. 'leases', now + ARGV[3], worker)
+return {redis.call('EXISTS', KEYS[1] .. 'x:' .. worker), now, 1 - is_new}
+"""
+)
+
+# KEYS: prefix. ARGV: worker, entries of x:. Strikes off what the worker has closed.
+AMEND: Final = Script(
+    """
+redis.call('SREM', KEYS[1] .. 'x:' .. ARGV[1], unpack(ARGV, 2))
+for i = 2, #ARGV do
+  local id, generation = string.match(ARGV[i], '^(%S+) (%d+)$')
+  local key = KEYS[1] .. 'g:' .. id
+  if redis.call('GET', key) == ARGV[1] .. ' ' .. generation then redis.call('DEL', key) end
+end
+return 1
 """
 )
 
@@ -130,7 +148,7 @@ TAKE_OVER: Final = Script(
     "local prefix, worker, bound = KEYS[1], ARGV[1], tonumber(ARGV[2])"
     + _OWE
     + f"""
-local batch, lost, given_up_s = {_BATCH}, '{WORKER_LOST}', {_GIVEN_UP_S}
+local batch, lost, given_up_s, back_s = {_BATCH}, '{WORKER_LOST}', {_GIVEN_UP_S}, {BACK_S}
 """
     + """
 local time = redis.call('TIME')
@@ -166,6 +184,7 @@ local function give_up(id, generation)
   if is_dead then return end
   redis.call('SADD', prefix .. 'x:' .. worker, id .. ' ' .. generation)
   redis.call('EXPIRE', prefix .. 'x:' .. worker, given_up_s)
+  redis.call('SET', prefix .. 'g:' .. id, worker .. ' ' .. generation, 'EX', back_s)
 end
 
 local open = prefix .. 'w:' .. worker
@@ -208,4 +227,4 @@ return {moved, reconnected, (more > 0 or asked > 0 and taken > 0) and 1 or 0}
 """
 )
 
-SCRIPTS: Final = (RENEW, OWE, PARK, TAKE_OVER)
+SCRIPTS: Final = (RENEW, AMEND, OWE, PARK, TAKE_OVER)

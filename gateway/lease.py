@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import hiredis
 import structlog
 
-from .disconnects import LEASE_S, RENEW, RENEW_EVERY_S
+from .disconnects import AMEND, LEASE_S, RENEW, RENEW_EVERY_S
 from .errors import RedisUnavailable
 from .fence import Fence
 from .redis_link import RedisLink, Reply, scan
@@ -43,6 +43,8 @@ class Lease:
         fence: knows this worker.
         redis_time: learns Redis' time from each renewal.
         holders: the worker's clients by id: the open ones, and those that are being decided.
+        on_forgotten: called when Redis has lost the lease, and so presumably all that it knew,
+            although the connection held.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Lease:
         holders: Sequence[Mapping[bytes, Holder]],
         loop: asyncio.AbstractEventLoop,
         sweeper: Sweeper,
+        on_forgotten: Callable[[], None],
     ) -> None:
         self._link = link
         self._prefix = prefix.encode("ascii")
@@ -62,6 +65,9 @@ class Lease:
         self._holders = holders
         self._loop = loop
         self._sweeper = sweeper
+        self._on_forgotten = on_forgotten
+        # Whether Redis has known of the lease since the connection was made.
+        self._is_entered = False
         self._renew_at = 0.0
         # Monotonic time of the last renewal.
         self._asked_at = 0.0
@@ -72,6 +78,7 @@ class Lease:
     def enter(self) -> None:
         """Begin a new connection to Redis: what the one before it sent takes effect no longer."""
         self._fence.advance()
+        self._is_entered = False
         self.renew()
 
     def renew(self) -> None:
@@ -98,9 +105,12 @@ class Lease:
     def _on_renewed(self, reply: Reply) -> None:
         if isinstance(reply, Exception):
             return
-        given_up, redis_ms = reply
+        given_up, redis_ms, was_known = reply
         self._redis_time.learn(redis_ms, self._asked_at)
-        if given_up and (self._amends is None or self._amends.done()):
+        was_entered, self._is_entered = self._is_entered, True
+        if was_entered and not was_known and not self._is_over:
+            self._on_forgotten()  # which checks as well
+        elif given_up and (self._amends is None or self._amends.done()):
             self._amends = self._loop.create_task(self._amend_quietly())
 
     async def _amend_quietly(self) -> None:
@@ -125,6 +135,8 @@ class Lease:
                         holder.give_up()
                         count += 1
             if entries:  # not all: more may have been added meanwhile
-                await self._link.ask(b"SREM", key, *entries)
+                await self._link.ask(
+                    b"EVALSHA", AMEND.digest, 1, self._prefix, self._fence.worker, *entries
+                )
         if count:
             _log.warning("clients were given up for lost, closing them", count=count)

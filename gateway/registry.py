@@ -105,7 +105,8 @@ for i = 3, #ARGV, 3 do
   if before and before ~= value then
     owner, born = string.match(before, '^(%S+) (%d+)$')
   end
-  if values[at + 1] == value then redis.call('DEL', keys[at + 1]) end
+  -- Where a connection before it is does not matter any more, see g: of the disconnects.
+  if values[at + 1] == value then redis.call('DEL', keys[at + 1], prefix .. 'g:' .. id) end
   redis.call('SREM', prefix .. 'a:' .. worker, id .. ' ' .. generation)
   if owner and tonumber(born) > tonumber(generation) then
     holders[#holders + 1] = before

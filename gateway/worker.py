@@ -181,6 +181,7 @@ class Worker:
             self._router.route_remote,
             self._router.replace,
             self._on_probe,
+            self._on_doubt,
         )
         self._router.bus = self._bus
         self._subscription = RedisLink(
@@ -211,6 +212,7 @@ class Worker:
             (clients, connecting),
             loop,
             self._sweeper,
+            self._on_forgotten,
         )
         self._probe = Probe(
             self._commands, self._bus.channel, slot, self._sweeper, self._subscription.reset
@@ -398,13 +400,29 @@ class Worker:
             self._bus.close()
             self._probe.close()
             return
-        is_late = self._slot[c.STATE] >= c.STATE_SERVING
-        self._bus.open(returned=is_late)
         self._probe.open()
-        if not is_late:
-            return
+        if self._slot[c.STATE] >= c.STATE_SERVING:
+            _log.info("Redis is back", clients=len(self._hub.clients))
+            self._return()
+        else:
+            self._bus.open(returned=False)
+
+    def _on_doubt(self) -> None:
+        """Find out whether Redis has forgotten this worker, at once rather than in its turn."""
+        self._lease.renew()
+
+    def _on_forgotten(self) -> None:
+        """Take it for the end of an outage that Redis has lost its data, though it was there."""
+        if self._bus.is_open and self._slot[c.STATE] >= c.STATE_SERVING:
+            clients = len(self._hub.clients)
+            _log.warning("Redis has lost its data, entering all again", clients=clients)
+            self._return()
+
+    def _return(self) -> None:
+        """Enter the clients again, and take no unknown id for gone until all workers have."""
+        self._bus.open(returned=True)
         self._slot[c.REDIS_RECONNECTS] += 1
-        _log.info("Redis is back", clients=len(self._hub.clients))
+        self._slot[c.RESTORING] = 1
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = self._loop.create_task(self._restore())
@@ -420,6 +438,7 @@ class Worker:
             # Ends first: an entry of an open connection goes only when that of its end is there.
             await self._outbox.restore(self._owed)
             await self._registry.restore(self._hub.clients, self._hub.connecting, self._deciding)
+            self._slot[c.RESTORING] = 0
 
     def _owed(self) -> list[Client]:
         """List the connections that have ended and of which the API has yet to hear."""

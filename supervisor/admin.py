@@ -83,7 +83,8 @@ async def _serve(
     loop.add_signal_handler(signal.SIGTERM, on_stop_signal)
     loop.add_signal_handler(signal.SIGUSR1, Verbosity(loop).rise)
     logging.getLogger("aiohttp.server").addFilter(_is_own_fault)
-    port, limit = AdminPort(shared, settings, redis_url, push_address, started_s), ConnectionLimit()
+    port = AdminPort(shared, settings, redis_url, push_address, started_s, instance)
+    limit = ConnectionLimit()
     application = port.application()
     application.middlewares.append(limit.middleware)
     runner = web.AppRunner(

@@ -53,6 +53,7 @@ class AdminPort:
         redis_url: the Redis whose answer /readyz waits for.
         push_address: where the push port listens.
         started_s: Unix time at which the supervisor started.
+        instance: what the ids of this supervisor's workers begin with, up to a dash.
         monotonic_us: the clock of the heartbeats, in µs.
     """
 
@@ -63,6 +64,7 @@ class AdminPort:
         redis_url: str,
         push_address: Address,
         started_s: float,
+        instance: str,
         monotonic_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
         self._shared = shared
@@ -76,7 +78,9 @@ class AdminPort:
             socket_connect_timeout=REDIS_TIMEOUT_S,
             retry=Retry(NoBackoff(), 1),
         )
-        self._health = Health(shared.counters, self._redis, monotonic_us)
+        self._health = Health(
+            shared.counters, self._redis, monotonic_us, settings.redis_prefix, instance
+        )
         self._status_of = Status(shared.counters, self._health, str(settings.api), started_s)
         self._clients = Clients(settings, push_address, self._redis)
         self._operations = Operations(shared, settings)

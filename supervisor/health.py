@@ -9,6 +9,7 @@ from typing import Final
 from redis import RedisError
 from redis.asyncio import Redis
 from ws2api.gateway import counters as c
+from ws2api.gateway.disconnects import LEASES
 
 from .exposition import Bank, serves
 from .single_flight import SingleFlight
@@ -39,12 +40,25 @@ class Health:
         counters: the shared mapping.
         redis: the Redis that workers need.
         monotonic_us: the clock of the heartbeats, in µs.
+        prefix: of every key in Redis.
+        instance: what the ids of this gateway's workers begin with, up to a dash.
     """
 
-    def __init__(self, counters: c.Counters, redis: Redis, monotonic_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        counters: c.Counters,
+        redis: Redis,
+        monotonic_us: Callable[[], int],
+        prefix: str,
+        instance: str,
+    ) -> None:
         self._counters = counters
         self._redis = redis
         self._monotonic_us = monotonic_us
+        self._leases = prefix + LEASES
+        self._instance = instance
+        # Worker and fork of those that Redis knew nothing of when it was last looked at.
+        self._unknown: set[tuple[int, int]] = set()
         self._redis_look = SingleFlight(self._look_at_redis)
 
     async def findings(self) -> list[str]:
@@ -71,6 +85,8 @@ class Health:
                 findings.append(f"worker {worker} has not beaten for {silent_s:.0f} s")
             elif not slot[c.REDIS_UP]:
                 findings.append(f"worker {worker} has no connection to redis")
+            elif slot[c.RESTORING] or (worker, slot[c.FORK]) in self._unknown:
+                findings.append(f"worker {worker} has yet to enter its clients into redis")
             elif self._counters.connections_open(worker) >= slot[c.MOST_CLIENTS] > 0:
                 findings.append(f"worker {worker} has no room for clients: the limit of open files")
             elif deafness := self._deafness(slot):
@@ -85,15 +101,26 @@ class Health:
         silent_s = (self._monotonic_us() - bank[c.PROBED_US]) / 1e6
         return f"last seen {silent_s:.0f} s ago" if silent_s >= PROBE_LIMIT_S else ""
 
+    def _serving(self) -> dict[tuple[int, int], bytes]:
+        """Return the workers that serve, by slot and fork, with their names in Redis."""
+        names = {}
+        for worker in range(self._counters.workers):
+            slot = self._counters.current(worker)
+            if serves(slot) and (fork := slot[c.FORK]):
+                names[worker, fork] = f"{self._instance}-{worker}-{fork - 1}".encode()
+        return names
+
     async def redis_findings(self) -> list[str]:
         """Say in a line why Redis is not usable, within the timeout; nothing if it is."""
         return await self._redis_look.get()
 
     async def _look_at_redis(self) -> list[str]:
+        self._unknown, serving = set(), self._serving()
         try:
             # Around everything, because the socket's timeouts hold for one step each.
             async with asyncio.timeout(REDIS_TIMEOUT_S):
-                await self._redis.ping()
+                leases = await self._redis.zrange(self._leases, 0, -1)
+            self._unknown = {key for key, name in serving.items() if name not in leases}
         except TimeoutError:
             return [f"redis did not answer within {REDIS_TIMEOUT_S:g} s"]
         except (RedisError, OSError, RuntimeError) as error:  # RuntimeError: reset just now, uvloop

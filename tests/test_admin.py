@@ -70,7 +70,7 @@ def share(counters: c.Counters) -> SharedState:
 def port(counters: c.Counters, redis_url: str, *options: str) -> AdminPort:
     settings = load(options)
     return AdminPort(
-        share(counters), settings, redis_url, NOBODY, 1000.0, monotonic_us=lambda: NOW_US
+        share(counters), settings, redis_url, NOBODY, 1000.0, "one", monotonic_us=lambda: NOW_US
     )
 
 
@@ -158,6 +158,31 @@ def test_gives_a_young_worker_time_to_be_reached(
         503,
         "worker 0: pushes do not reach it (never seen)\n",
     )
+
+
+def test_names_the_worker_that_is_entering_its_clients(
+    counters: c.Counters, valkey: ValkeyProcess
+) -> None:
+    counters.bank(1, 0)[c.RESTORING] = 1
+    assert readiness(counters, valkey.url) == (
+        503,
+        "worker 1 has yet to enter its clients into redis\n",
+    )
+
+
+def test_names_the_worker_that_redis_has_forgotten(
+    counters: c.Counters, valkey: ValkeyProcess
+) -> None:
+    """Before the worker itself has noticed."""
+    for worker in range(2):
+        counters.bank(worker, 0)[c.FORK] = 8
+    with Redis.from_url(valkey.url) as redis:
+        redis.zadd("ws2api:leases", {"one-0-7": 1, "one-1-7": 1})
+        assert readiness(counters, valkey.url)[0] == 200
+        redis.zrem("ws2api:leases", "one-1-7")
+        status, text = readiness(counters, valkey.url)
+        redis.flushall()
+    assert (status, text) == (503, "worker 1 has yet to enter its clients into redis\n")
 
 
 def test_names_redis_when_it_is_away(counters: c.Counters, tmp_path: Path) -> None:

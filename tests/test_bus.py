@@ -157,11 +157,16 @@ class Worker:
             lambda ask: self.on_ask(ask),
             lambda client_id, generation: self.replaced.append((client_id.decode(), generation)),
             lambda probe: None,
+            self._on_forgotten,
         )
+        self.times_forgotten = 0
         self.subscription = RedisLink(
             url, name, loop, sweeper, self._subscribe, _nothing, self.bus.on_message
         )
         sweeper.start()
+
+    def _on_forgotten(self) -> None:
+        self.times_forgotten += 1
 
     def _subscribe(self) -> None:
         self.subscription.send(self._on_subscribed, "SUBSCRIBE", self.bus.channel)
@@ -210,6 +215,7 @@ async def workers(server: Server, *names: str) -> AsyncIterator[list[Worker]]:
     all_workers = [Worker(server.process.url, name) for name in names]
     try:
         for worker in all_workers:
+            server.redis.zadd(f"{PREFIX}leases", {worker.name: 1})
             await worker.start()
         yield all_workers
         for worker in all_workers:
@@ -419,6 +425,39 @@ async def test_no_more_asks_are_under_way_than_allowed(
         ask = a.forwards(PushAsk())
         (await b.is_asked(4))[3].finish(*OK)
         assert await ask.ends() == OK
+
+
+# Clients of whom it is not known that they are gone.
+
+
+@in_loop
+async def test_client_of_a_worker_that_may_come_back_is_out_of_reach(server: Server) -> None:
+    server.redis.set(f"{PREFIX}g:me", "b 17")
+    async with workers(server, "a") as (a,):
+        me, other = a.forwards(PushAsk("me")), a.forwards(PushAsk("other"))
+        assert await me.ends() == UNAVAILABLE
+        assert await other.ends() == NOT_FOUND
+        assert a.times_forgotten == 0
+
+
+@in_loop
+async def test_client_that_has_come_back_elsewhere_is_found(server: Server) -> None:
+    server.redis.set(f"{PREFIX}g:me", "b 17")
+    server.has_open("me", "a", 18)
+    async with workers(server, "a", "c") as (a, c_):
+        ask = c_.forwards(PushAsk("me"))
+        (await a.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+
+
+@in_loop
+async def test_nobody_is_known_to_a_redis_that_has_lost_its_data(server: Server) -> None:
+    server.has_open("me", "b")
+    async with workers(server, "a", "b") as (a, b):
+        server.redis.flushall()
+        asks = [a.forwards(PushAsk("me")), a.forwards(PushAsk("other"))]
+        assert [await ask.ends() for ask in asks] == [UNAVAILABLE] * 2
+        assert (a.times_forgotten, b.times_forgotten) == (1, 0)
 
 
 # What nobody knows, and what is too late.
@@ -689,7 +728,7 @@ async def test_ask_that_is_passed_on_to_nobody(
         ask = a.forwards(PushAsk())
         (arrived,) = await b.is_asked()
         if owner is None:
-            server.redis.flushall()
+            server.redis.delete(f"{PREFIX}c:me")
         else:
             server.has_open("me", owner)
         b.bus.forward(arrived)

@@ -14,7 +14,7 @@ from harness.valkey import ValkeyProcess
 from harness.waiting import until
 from redis import Redis
 from redis.exceptions import ResponseError
-from ws2api.gateway.disconnects import LEASES, OWE
+from ws2api.gateway.disconnects import BACK_S, LEASES, OWE
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +199,27 @@ class TestDeciding:
         store.renew("w-1")
         assert store.take_over("w-1", hold_ms=0) is None
         assert not store.owed
+
+
+class TestWorkersThatMayComeBack:
+    def test_its_connections_are_told_from_those_that_never_were(self, store: Store) -> None:
+        store.open("w-1", "ann")
+        store.ask("w-1", "bob")
+        store.end("w-1", ("cid", BORN, 1000, "bye"))
+        store.expire("w-1")
+        store.take_over("w-1")
+        assert sorted(store.redis.keys(store.key("g:*"))) == [b"ws2api:g:ann", b"ws2api:g:bob"]
+        assert store.redis.get(store.key("g:ann")) == f"w-1 {BORN}".encode()
+        assert BACK_S - 60 < cast(int, store.redis.ttl(store.key("g:ann"))) <= BACK_S
+
+    def test_those_of_a_worker_that_is_dead_are_gone(self, store: Store) -> None:
+        store.open("w-1", "ann")
+        store.renew("w-1")
+        store.take_over("w-1", known=True)
+        store.open("w-2", "bob")
+        store.redis.zadd(store.key(LEASES), {"w-2": 0})
+        store.take_over("w-2")
+        assert not store.redis.keys(store.key("g:*"))
 
 
 class TestFence:

@@ -69,10 +69,23 @@ class Worker:
         holders = (self.clients, self.connecting)
         self.fence = Fence(name)
         self.redis_time = RedisTime()
-        self.lease = Lease(self.link, PREFIX, self.fence, self.redis_time, holders, loop, sweeper)
+        self.times_forgotten = 0
+        self.lease = Lease(
+            self.link,
+            PREFIX,
+            self.fence,
+            self.redis_time,
+            holders,
+            loop,
+            sweeper,
+            self._on_forgotten,
+        )
 
     def _on_up(self) -> None:
         self.ups += 1
+
+    def _on_forgotten(self) -> None:
+        self.times_forgotten += 1
 
     async def renews(self) -> None:
         self.lease.renew()
@@ -166,6 +179,40 @@ async def test_lease_that_redis_forgot_is_taken_anew(server: RedisServer) -> Non
         worker.clock.advance(RENEW_EVERY_S + 0.2)
         await worker.link.ask("PING")
         assert server.leases.keys() == {"a"}
+
+
+@in_loop
+async def test_redis_that_has_lost_its_data_is_found_out(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        for count in range(1, 3):
+            await worker.renews()
+            await worker.renews()
+            assert worker.times_forgotten == count - 1
+            server.redis.flushall()
+            await worker.renews()
+            assert worker.times_forgotten == count
+
+
+@in_loop
+async def test_loss_that_a_new_connection_finds_is_no_news(server: RedisServer) -> None:
+    """What comes after a connection is made enters everything anyway."""
+    async with worker_of(server) as worker:
+        await worker.renews()
+        server.redis.flushall()
+        worker.lease.enter()
+        await worker.renews()
+        assert worker.times_forgotten == 0
+
+
+@in_loop
+async def test_loss_is_nothing_to_a_worker_that_ends(server: RedisServer) -> None:
+    async with worker_of(server) as worker:
+        await worker.renews()
+        server.redis.flushall()
+        worker.lease.renew()
+        worker.lease.stop()
+        await worker.link.ask("PING")
+        assert worker.times_forgotten == 0
 
 
 @in_loop
@@ -311,6 +358,18 @@ async def test_nobody_is_closed_when_nobody_was_given_up(server: RedisServer) ->
         assert client.given_up == 0
         assert not logs
         assert server.calls("sscan") == 1, "only the check that was asked for looks"
+
+
+@in_loop
+async def test_worker_that_is_back_is_not_missed_any_more(server: RedisServer) -> None:
+    """From then on it is known where its clients are not."""
+    async with worker_of(server) as worker:
+        worker.opens("me", 17)
+        give_up(server, "a", "me 17", "left 18", "moved 19")
+        values = {"me": "a 17", "left": "a 18", "moved": "b 20"}
+        server.redis.mset({f"{PREFIX}g:{name}": value for name, value in values.items()})
+        await worker.lease.check()
+        assert server.redis.keys(f"{PREFIX}g:*") == [f"{PREFIX}g:moved"]
 
 
 @in_loop

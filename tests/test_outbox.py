@@ -13,6 +13,7 @@ import pytest
 from harness.looping import holds, in_loop
 from harness.redis_server import RedisServer, redis_server
 from harness.waiting import until
+from ws2api.gateway import counters as c
 from ws2api.gateway import disconnects
 from ws2api.gateway import outbox as outbox_module
 from ws2api.gateway import registry as registry_module
@@ -426,8 +427,10 @@ async def test_worker_enters_ends_before_it_takes_open_connections_out() -> None
     worker = cast(Any, object.__new__(worker_module.Worker))
     worker._lease, worker._outbox, worker._registry = map(room, ("lease", "outbox", "registry"))
     worker._hub = SimpleNamespace(clients={}, connecting={})
+    worker._slot = {c.RESTORING: 1}
     await worker._restore()
     assert steps == ["lease", "outbox", "registry"]
+    assert worker._slot == {c.RESTORING: 0}
 
 
 @in_loop

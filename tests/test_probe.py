@@ -227,6 +227,7 @@ class ConnectedWorker:
             cast(Any, None),
             cast(Any, None),
             lambda envelope: self.probe.on_probe(envelope),
+            lambda: None,
         )
         self.subscription = RedisLink(
             url, "a", loop, sweeper, self._on_up, self._on_down, self.bus.on_message

@@ -392,6 +392,17 @@ async def test_claim_takes_its_own_mark_away(server: Server) -> None:
 
 
 @in_loop
+async def test_claim_ends_the_doubt_where_the_client_is(server: Server) -> None:
+    """A connection before it was given up with its worker, which may come back."""
+    server.redis.set(f"{PREFIX}g:me", "b 16")
+    async with workers(server, "a") as (a,):
+        client = await a.announces("me")
+        assert server.redis.exists(f"{PREFIX}g:me")
+        await a.claims("me", client.generation)
+        assert not server.redis.exists(f"{PREFIX}g:me")
+
+
+@in_loop
 async def test_newest_claim_wins_and_the_old_worker_is_told(server: Server) -> None:
     async with workers(server, "a", "b") as (a, b):
         await a.claims("me", 17)

@@ -186,6 +186,29 @@ class TestRedisAway:
         scene.finish(*clients[:5])
 
 
+class TestRedisForgets:
+    @pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
+    def test_data_lost_while_the_connections_stay(
+        self, scene: Scene, valkey: ValkeyProcess, command: str
+    ) -> None:
+        clients = scene.begin()
+        with redis.Redis.from_url(valkey.url) as connection:
+            connection.execute_command(command)
+
+        def reaches_all() -> bool:
+            statuses = scene.push_everywhere()
+            assert statuses["near"] == {200}
+            assert statuses["far"] <= {200, 503}, "nobody is gone"
+            return statuses["far"] == {200}
+
+        until(reaches_all)
+        scene.traffic.fleet.close(*clients[:5])
+        present = {client.client_id for client in scene.connected}
+        until(lambda: registered(valkey) == present, what="all are entered")
+        until(lambda: scene.gateway.admin_get("/readyz").status == 200)
+        scene.finish(*clients[:5])
+
+
 class TestRedisFrozen:
     def test_redis_frozen(self, scene: Scene, proxy: FaultProxy, valkey: ValkeyProcess) -> None:
         clients = scene.begin()

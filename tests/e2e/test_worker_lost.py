@@ -21,6 +21,7 @@ from harness.redis_server import RedisServer
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S, until
 from harness.ws import WsClient, upgrade_request
+from redis import Redis
 from ws2api.gateway.disconnects import LEASE_S
 
 from .conftest import StartGateway
@@ -223,10 +224,37 @@ class TestKilledWorker:
         for name in gone:
             clients[name].close(1000, "bye")
         expect_one_delete_each(own_api, gone, 1000, "bye")
+        # A worker that dies before it has read the answer leaves the end to the reaper.
+        answered = len(clients) + len(gone)
+        until(lambda: gateway.count("requests_succeeded") >= answered)
         kill(victim)
         expect_one_delete_each(own_api, lost - gone)
         until(lambda: nothing_is_pending(gateway))
         expect_one_delete_each(own_api, gone, 1000, "bye")
+
+    def test_after_redis_has_lost_its_data(
+        self,
+        own_api: FakeApi,
+        start_gateway: StartGateway,
+        valkey: ValkeyProcess,
+        client_id: str,
+    ) -> None:
+        gateway = start_gateway(api=own_api.url, redis=valkey.url, workers=2)
+        clients = connect_many(gateway, client_id)
+        victim, lost = pick_victim(gateway, clients)
+        os.kill(victim.pid, signal.SIGSTOP)  # so that it does not notice before we look
+        with Redis.from_url(valkey.url) as redis:
+            redis.flushall()
+        ready = gateway.admin_get("/readyz")
+        os.kill(victim.pid, signal.SIGCONT)
+        assert ready.status == 503
+        assert "has yet to enter its clients into redis" in ready.text
+        until(lambda: gateway.admin_get("/readyz").status == 200)
+        kill(victim)
+        expect_one_delete_each(own_api, lost)
+        pushes = gateway.push_client()
+        for name in set(clients) - lost:
+            until(lambda name=name: pushes.push(name, "hello").status == 200)
 
     def test_again_and_again(
         self, gateway: GatewayProcess, own_api: FakeApi, client_id: str
@@ -408,17 +436,30 @@ class TestSharedRedis:
         """What the API was told must become true, and it is told only once."""
         with FaultProxy(Path(valkey.url.removeprefix("unix://"))) as proxy:
             far = f"redis://127.0.0.1:{proxy.port}/0"
-            start_gateway(api=own_api.url, redis=valkey.url, workers=1)
+            other = start_gateway(api=own_api.url, redis=valkey.url, workers=1)
             cut_off = start_gateway(api=own_api.url, redis=far, workers=1)
             clients = connect_many(cut_off, client_id, 10)
             proxy.refuse()
             proxy.reset()
-            expect_one_delete_each(own_api, clients, timeout_s=2 * LEASE_DEADLINE_S)
+            pushes = other.push_client()
+            statuses: set[int] = set()
+
+            def all_are_reported() -> bool:
+                statuses.update(pushes.push(name, "hello").status for name in clients)
+                return all(deletes(own_api, name) for name in clients)
+
+            until(all_are_reported, timeout_s=2 * LEASE_DEADLINE_S)
+            expect_one_delete_each(own_api, clients)
+            statuses.update(pushes.push(name, "hello").status for name in clients)
+            assert statuses == {503}, "nobody knows that they are gone"
+            assert pushes.push(f"{client_id}-unknown", "hello").status == 404
             proxy.restore()
             for client in clients.values():
                 client.assert_closed(1012)
             until(lambda: cut_off.count("connections_open") == 0)
             until(lambda: nothing_is_pending(cut_off))
+            for name in clients:
+                until(lambda name=name: pushes.push(name, "hello").status == 404)
             again = cut_off.connect(client_id)
             again.close(1000, "bye")
             own_api.wait_for_one(client_id, "DELETE")
