@@ -219,10 +219,12 @@ class ProxyContract:
             for headers in ({}, upgrade):
                 response = proxy.request(method, target, {"Content-Length": "0"} | headers)
                 assert response.status in (400, 405), (method, headers, response)
+                assert response.status == 400 or response.text.strip() == "WebSockets only"
         for url in (target, "/", "/metrics", "/readyz"):
             response = proxy.request("GET", url)
             assert response.status == 426, (url, response)
             assert response.headers["Upgrade"] == "websocket"
+            assert response.text.strip() == "WebSockets only"
         # Behind a handshake that is refused, and so is no tunnel.
         api.on(f"{client_id}-no", "GET", Reply("no", 403))
         push = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nsmuggled"
@@ -247,6 +249,7 @@ class ProxyContract:
         ):
             response = proxy.handshake(client_id, {"Origin": origin})
             assert response.status == 403, (origin, response)
+            assert response.text.strip() == "connections from this origin are not allowed"
         assert not api.requests(client_id)
         proxy.connect(client_id, {"Origin": OWN_PAGE}).close()
         proxy.connect(client_id).close()

@@ -192,6 +192,7 @@ class TestRate:
         answers = [proxy.handshake(client_id, source="127.0.0.21") for _ in range(14)]
         assert [answer.status for answer in answers] == [101] * 9 + [429] * 5
         assert answers[-1].headers["Retry-After"] == "10"
+        assert answers[-1].text == "too many connects, try again later\n"
         assert len(api.wait_for(client_id, "GET", count=9)) == 9
         # Nobody else is kept out, nobody is thrown out, and it can be forgiven by hand.
         proxy.connect(f"{client_id}-other", source="127.0.0.22").close()
