@@ -66,7 +66,7 @@ class Api(BaseHTTPRequestHandler):
         if self.generation:
             with lock:
                 online.setdefault(name, self.generation)  # known again after a restart of this API
-            self.answer(200, f"you said: {text}")
+            self.answer(200, answer_to(name, text))
         elif self.path == "/push" and self.headers["Content-Type"] == "application/json":
             message = json.loads(text)
             status, reason = push(message["to"], message["text"])
@@ -107,6 +107,17 @@ class Api(BaseHTTPRequestHandler):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Keep quiet: the handlers log what matters."""
+
+
+def answer_to(name: str, text: str) -> str:
+    """Pass "@bob hi" on to bob, as all examples do; say anything else back."""
+    to = re.fullmatch(r"@([\w-]+) (.*)", text, re.DOTALL | re.ASCII)
+    if not to:
+        return f"you said: {text}"
+    status, reason = push(to[1], f"{name}: {to[2]}")
+    if status == 404:
+        return f"{to[1]} is not here"
+    return "delivered" if status == 200 else f"not delivered: {status} {reason}"
 
 
 def push(name: str, text: str) -> tuple[int, str]:

@@ -121,6 +121,12 @@ def test_two_windows_chat_and_push(demo: Demo) -> None:
     ann.say("hello there")
     ann.expect_message("you said: hello there")
 
+    ann.say("@bob are you hungry?")
+    bob.expect_message("ann: are you hungry?")
+    ann.expect_message("delivered")
+    ann.say("@carol and you?")
+    ann.expect_message("carol is not here")
+
     ann.push("bob", "lunch at noon?")
     ann.expect_push_answer("the gateway answers 200 ok")
     bob.expect_message("ann: lunch at noon?")
