@@ -7,19 +7,23 @@ simple requests to 127.0.0.1. What holds it off is that it always says which ori
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Final
 
 import pytest
 from harness.api import FakeApi, Reply
 from harness.gateway import GatewayProcess
+from harness.waiting import until
 
 from .browser import CHROMIUM, Browser, Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
+PAGE: Final = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 TOKEN: Final = "s3cret-token"
 
 # Each act has an outcome of its own: what an earlier socket has to say comes late.
@@ -213,3 +217,50 @@ class TestPushPort:
         assert send(evil, gateway.pushes_address, client_id) == "opaque 0"
         assert gateway.push_client().push(client_id, "from the API").status == 200
         assert client.receive() == "from the API"
+
+
+class TestConsole:
+    """Say in docs/troubleshooting.md what Chromium says, word for word."""
+
+    ROWS: Final = re.findall(r'^\| "([^|]*)" \|', PAGE.read_text(), re.MULTILINE)
+
+    def complaints(
+        self, browser: Browser, sites: tuple[str, str], address: tuple[str, int], offer: str = "[]"
+    ) -> list[str]:
+        """Open a WebSocket that fails; return what the console has of it."""
+        page = browser.open(sites[0] + "/", watched=True)
+        url = "ws://{}:{}/refused".format(*address)
+        page.evaluate(f"window.socket = new WebSocket({json.dumps(url)}, {offer}); 0")
+        page.wait_for("window.socket.readyState == WebSocket.CLOSED")
+        said: list[str] = until(lambda: page.complaints, what="a complaint")
+        page.close()
+        return said
+
+    def assert_is_told(self, complaints: list[str]) -> None:
+        """See that a row of the page begins the end of the one complaint."""
+        (text,) = complaints
+        assert any(row in text for row in self.ROWS), (text, self.ROWS)
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_of_a_refusal(
+        self,
+        browser: Browser,
+        sites: tuple[str, str],
+        gateway: GatewayProcess,
+        api: FakeApi,
+        status: int,
+    ) -> None:
+        api.on("refused", "GET", Reply("no", status))
+        self.assert_is_told(self.complaints(browser, sites, gateway.clients_address))
+
+    def test_of_a_subprotocol_that_was_not_chosen(
+        self, browser: Browser, sites: tuple[str, str], gateway: GatewayProcess, api: FakeApi
+    ) -> None:
+        api.on("refused", "GET", Reply("ok"))
+        said = self.complaints(browser, sites, gateway.clients_address, "['chat']")
+        self.assert_is_told(said)
+
+    def test_of_the_push_port(
+        self, browser: Browser, sites: tuple[str, str], gateway: GatewayProcess
+    ) -> None:
+        self.assert_is_told(self.complaints(browser, sites, gateway.pushes_address))
