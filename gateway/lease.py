@@ -77,9 +77,10 @@ class Lease:
 
     def enter(self) -> None:
         """Begin a new connection to Redis: what the one before it sent takes effect no longer."""
-        self._fence.advance()
-        self._is_entered = False
-        self.renew()
+        if not self._is_over:
+            self._fence.advance()
+            self._is_entered = False
+            self.renew()
 
     def renew(self) -> None:
         """Take the lease, or extend it."""

@@ -233,6 +233,8 @@ async def test_lease_that_is_stopped_is_not_taken_anew(server: RedisServer) -> N
     async with worker_of(server) as worker:
         worker.lease.stop()
         await worker.is_cut_off()
+        worker.lease.enter()
+        assert worker.fence.epoch == b"0", "what the last connection has to say is said in its name"
         await worker.renews()
         worker.clock.advance(RENEW_EVERY_S + 0.2)
         await worker.link.ask("PING")
