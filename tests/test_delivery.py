@@ -213,6 +213,7 @@ def test_nobody_inherits_from_one_that_only_has_no_room(
         monkeypatch.setattr(module, "SILENT_S", 0.5)
     monkeypatch.setattr(delivery_module, "_ADOPT_EVERY_S", 0.1)
     monkeypatch.setattr(delivery_module, "_IDLE_S", 0.02)
+    monkeypatch.setattr(delivery_module, "_READ_WAIT_S", 0.05)
 
     async def scenario() -> None:
         async with delivering(store, server.url, max_held=3) as one:

@@ -41,8 +41,8 @@ from .hostile_wires import (
 OPTIONS: Final[dict[str, Option]] = {
     "workers": 1,  # so that a disturbance by one client would show at any other
     "max_message_size": MAX_MESSAGE_BYTES,
-    "handshake_timeout": "2s",
-    "api_timeout": "3s",
+    "handshake_timeout": "4s",  # who is let in must be so within that, also on a busy machine
+    "api_timeout": "4s",
     "ping_interval": 0,  # the bystander reads now and then only
 }
 
@@ -213,7 +213,11 @@ class Siege:
         client_id = self.new_id()
         self.api.on(client_id, "POST", echo)
         stream = Attacker.open(self.gateway.clients_address)
-        client = WsClient(stream, f"/{client_id}")
+        try:
+            client = WsClient(stream, f"/{client_id}")
+        except BaseException:
+            stream.close()
+            raise
         return Attempt(stream, lambda: assert_frames(client, stream))
 
     def push(self) -> Attempt:
@@ -247,9 +251,11 @@ class Siege:
     def attack(self, example: list[Attack], begin: Callable[[], Attempt]) -> None:
         """Let all the attacks go on at once, and judge what comes back."""
         with ExitStack() as streams:
-            attempts = [(attack, begin()) for attack in example]
+            attempts = []
+            for attack in example:
+                attempts.append((attack, begin()))
+                streams.callback(attempts[-1][1].stream.close)
             for attack, attempt in attempts:
-                streams.callback(attempt.stream.close)
                 with contextlib.suppress(ConnectionError):  # closed already, an answer as well
                     for piece in attack.pieces(self.new_id()):
                         attempt.stream.write(piece)
