@@ -17,6 +17,7 @@ Keys, all behind the prefix, beside those of the registry:
     disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers
                   that died, and those that the API did not take at once; fields id, generation,
                   code, reason, and failures, the number of attempts, on one that was put back
+    data          random id, so that a reaper can tell when all of this was lost
     dropped       number of entries that fell off the stream because it had reached its bound
 
 What a worker sends too late to add to these is held off by the fence module, whose key i:<worker>
@@ -37,6 +38,7 @@ from .redis_link import Script
 STREAM: Final = "disconnects"
 GROUP: Final = "reapers"
 DROPPED: Final = "dropped"
+DATA: Final = "data"
 LEASES: Final = "leases"
 
 LEASE_S: Final = 15.0

@@ -8,6 +8,7 @@ gateway is gone, or after a time.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,7 +17,7 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from ws2api.gateway.disconnects import DROPPED, GROUP, LEASES, STREAM
+from ws2api.gateway.disconnects import DATA, DROPPED, GROUP, LEASES, STREAM
 
 SILENT_S: Final = 3.0
 """A reaper that lives asks Redis for something more often."""
@@ -30,12 +31,13 @@ _END: Final = "18446744073709551615-0"  # the very last id would be taken for ">
 # KEYS: prefix. ARGV: consumer, then for each entry: its id, client id, generation. Makes sure that
 # the entries are still this consumer's, and that nobody takes them for some time; strikes off those
 # whose clients have reconnected.
-# Returns the id of this run of Redis, which may have lost everything if it differs from the last,
-# and a Claim for each.
+# Returns the id of this run of Redis and of the data in it: everything may have been lost if it
+# differs from the last; and a Claim for each.
 _CLAIM: Final = f"""
 local stream, group = KEYS[1] .. '{STREAM}', '{GROUP}'
 local about = redis.pcall('INFO', 'server')
-local claims = {{type(about) == 'string' and string.match(about, 'run_id:(%x+)') or ''}}
+local run = type(about) == 'string' and string.match(about, 'run_id:(%x+)') or ''
+local claims = {{run .. ' ' .. (redis.call('GET', KEYS[1] .. '{DATA}') or '')}}
 for i = 2, #ARGV, 3 do
   local entry, claim = ARGV[i], 0
   local pending = redis.pcall('XPENDING', stream, group, entry, entry, 1)
@@ -162,8 +164,9 @@ class DisconnectQueue:
         """Create the stream and the group, if they are not there.
 
         Returns:
-            the id of this run of Redis; empty when it does not say.
+            the id of this run of Redis, as far as it says, and of the data in it.
         """
+        await self._redis.set(self._prefix + DATA, secrets.token_hex(8), nx=True)
         try:
             # From the first entry on: what came before the group is to be delivered as well.
             await self._redis.xgroup_create(self._stream, GROUP, id="0", mkstream=True)
@@ -276,7 +279,7 @@ class DisconnectQueue:
         """Make sure, right before the API is told, that nobody else tells it.
 
         Returns:
-            the id of this run of Redis, and a claim for each.
+            the id of this run of Redis and of its data, and a claim for each.
         """
         arguments: list[Any] = [self._consumer]
         for each in disconnects:

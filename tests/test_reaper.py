@@ -782,6 +782,28 @@ class TestFigures:
         run(scenario())
 
 
+class TestRedisThatForgets:
+    def test_what_is_at_hand_is_told_all_the_same(
+        self, store: Store, server: ValkeyProcess
+    ) -> None:
+        """The connection stays, and Redis is the same process: only its data is gone."""
+        expected = fill(store, "one-0-0", 50)
+        store.renew("one-0-0")
+
+        async def scenario() -> None:
+            async with an_api() as api:
+                api.status = lambda client_id: 500
+                async with reaping(api, server.url) as one:
+                    await until(lambda: one.figures[c.DISCONNECTS_HELD] == 50)
+                    await until(lambda: len(api.times) >= 50)
+                    store.redis.flushall()
+                    api.status = lambda client_id: 200
+                    await until(lambda: len(api.deletes) >= 50 and is_empty(store))
+                    assert set(api.deletes) == expected
+
+        run(scenario())
+
+
 class TestEviction:
     def test_is_warned_of_once_when_it_is_set(self, store: Store, server: ValkeyProcess) -> None:
         def warnings() -> list[Any]:
