@@ -432,9 +432,9 @@ class PushConnection(asyncio.Protocol):
             # A browser lets any page send a POST to 127.0.0.1, and says so with an Origin; with a
             # token it would have to ask first.
             self._refuse(outcomes.UNAUTHORIZED, b"a web page may not push without a token\n")
-        elif self._is_chunked and _is_transformed(self._transfer_codings):
-            self._refuse(outcomes.UNKNOWN_TRANSFER, b"")
-        elif self._announced_size > self._hub.max_message_size:
+        if self._is_chunked:
+            self._check_transfer()
+        if self._announced_size > self._hub.max_message_size:
             self._refuse(outcomes.TOO_LARGE, b"")
         elif (
             self._expects_continue
@@ -443,6 +443,17 @@ class PushConnection(asyncio.Protocol):
             and not self._is_old
         ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _check_transfer(self) -> None:
+        """Refuse a body that has another coding than the chunked one (RFC 9112, 6.1 and 6.3).
+
+        The parser would do the latter itself, but not of a request that offers an upgrade.
+        """
+        names = _names(self._transfer_codings, b"")
+        if names[-1:] != [b"chunked"]:
+            self._refuse(outcomes.BAD_REQUEST, b"the last Transfer-Encoding must be chunked\n")
+        if len(names) > 1:
+            self._refuse(outcomes.UNKNOWN_TRANSFER, b"")
 
     def _check_host(self, host: bytes | None) -> None:
         try:
@@ -603,15 +614,6 @@ class PushConnection(asyncio.Protocol):
         request.kind = _UNREAD
         self._pending.append(request)
         request.finish(outcome, body)
-
-
-def _is_transformed(transfer_codings: bytes) -> bool:
-    """Tell whether a body has another coding than the chunked one, which is the last.
-
-    Where the last one is another, nobody knows where the body ends, and the parser refuses it.
-    """
-    names = _names(transfer_codings, b"")
-    return len(names) > 1 and names[-1] == b"chunked"
 
 
 def _names(values: bytes, without: bytes) -> list[bytes]:

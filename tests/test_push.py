@@ -1075,6 +1075,31 @@ def test_transfer_coding_that_is_not_known(lines: tuple[str, ...]) -> None:
         assert_refused_for_good(api, 501)
 
 
+@pytest.mark.parametrize("upgrade", [(), UPGRADE], ids=["plain", "upgrade"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Transfer-Encoding: gzip",),
+        ("Transfer-Encoding: xchunked",),
+        ("Transfer-Encoding: chunked;a=b",),
+        ("Transfer-Encoding: chunked, gzip",),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: gzip"),
+        ("Transfer-Encoding:",),
+        ("Transfer-Encoding: chunked", "Content-Length: 2"),
+        ("Content-Length: 2", "Transfer-Encoding: chunked"),
+    ],
+)
+def test_body_whose_end_nobody_knows_is_refused(
+    lines: tuple[str, ...], upgrade: tuple[str, ...]
+) -> None:
+    head = "".join(f"{line}\r\n" for line in ("POST /me HTTP/1.1", "Host: a", *upgrade, *lines, ""))
+    wire = head.encode() + b"2\r\nhi\r\n0\r\n\r\n"
+    for pieces in ([wire], bytes_of(wire)):
+        api = Api()
+        api.sends(*pieces)
+        assert_refused_for_good(api, 400)
+
+
 @pytest.mark.parametrize("value", ["Chunked", " , chunked", "chunked "])
 def test_chunked_may_be_written_in_any_way(value: str) -> None:
     api = Api(ok)

@@ -153,7 +153,8 @@ class _Run:
                 bodies.append(body)
         assert bodies == [b"ask %d" % number for number in range(len(self.asks))]
         counted = (self.slot[i] for i, each in enumerate(METRICS) if each.name == "pushes")
-        assert count == sum(counted), "answers and outcomes differ"
+        # Looking a client up and closing one are answered, but no pushes.
+        assert sum(counted) <= count, "more outcomes than answers"
         assert count - len(self.asks) <= 256
 
 
