@@ -17,8 +17,10 @@ from .exchange import DISCONNECT
 from .settings import Settings
 from .sweeper import Sweeper
 
-# Below the keep-alive timeouts of common servers (nginx 75 s, Node 5 s is met by the retry).
+# Below the keep-alive timeouts of common proxies (nginx 75 s); servers that say theirs are heeded.
 _IDLE_LIMIT_S: Final = 50.0
+# So much earlier than the API a connection is closed, or after half of its time.
+_BEFORE_THE_API_S: Final = 1.0
 # Surplus connections live on for so long: traffic that goes up and down by the millisecond would
 # otherwise close connections, and open them again at once.
 _SURPLUS_S: Final = 1.0
@@ -66,6 +68,7 @@ class ConnectionPool:
         )
         # Time of the last attempt, if that failed.
         self._failed_at: float | None = None
+        self._idle_limit_s = _IDLE_LIMIT_S
         self._is_closed = False
         self.members: set[ApiConnection] = set()
         self.idle: list[ApiConnection] = []
@@ -112,8 +115,13 @@ class ConnectionPool:
     def close_old(self, now: float) -> None:
         """Close those that have been idle for so long that the API may be about to, and surplus."""
         self.trim()
-        while self.free and self.free[0].sent_at + _IDLE_LIMIT_S < now:
+        while self.free and self.free[0].sent_at + self._idle_limit_s < now:
             self.drop(self.free[0])
+
+    def heed_keep_alive(self, timeout_s: float) -> None:
+        """Close idle connections before the API does, which closes them after a time of its own."""
+        limit_s = max(timeout_s - _BEFORE_THE_API_S, timeout_s / 2)
+        self._idle_limit_s = min(_IDLE_LIMIT_S, limit_s)
 
     def drop(self, connection: ApiConnection) -> None:
         """Close a connection, and forget it."""

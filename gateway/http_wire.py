@@ -7,6 +7,14 @@ from typing import Final
 import httptools
 
 from .known_heads import KnownHeads
+from .reply_body import (
+    BINARY_TYPE,
+    BodyUnusable,
+    charset_of,
+    decode,
+    is_binary,
+    keep_alive_s,
+)
 from .settings import ApiUrl
 
 MAX_REPLY_HEAD_BYTES: Final = 65_536
@@ -14,7 +22,6 @@ MAX_REPLY_HEAD_BYTES: Final = 65_536
 MAX_FRAMING: Final = 16
 
 _TEXT_TYPE: Final = b"text/plain; charset=utf-8"
-_BINARY_TYPE: Final = b"application/octet-stream"
 
 
 class ReplyTooLarge(Exception):
@@ -36,7 +43,7 @@ class RequestEncoder:
     def __init__(self, api: ApiUrl) -> None:
         path = api.path.encode("ascii").replace(b"%", b"%%") + b"/%b"
         host = b" HTTP/1.1\r\nHost: " + api.host_header.encode("ascii").replace(b"%", b"%%")
-        generation = b"\r\nWs2api-Generation: %d\r\n"
+        generation = b"\r\nWs2api-Generation: %d\r\nAccept-Encoding: identity\r\n"
         self._text = b"".join(
             (
                 b"POST ",
@@ -48,7 +55,7 @@ class RequestEncoder:
                 b"\r\nContent-Length: %d\r\n\r\n%b",
             )
         )
-        self._binary = self._text.replace(_TEXT_TYPE, _BINARY_TYPE)
+        self._binary = self._text.replace(_TEXT_TYPE, BINARY_TYPE)
         self._connect = (
             b"GET " + path + b"%b" + host + generation + b"Ws2api-Push-Url: %b\r\n%b\r\n"
         )
@@ -109,6 +116,8 @@ class ReplyReader:
     __slots__ = (
         "_begun",
         "_body_size",
+        "_charset",
+        "_codings",
         "_fed_size",
         "_framed",
         "_head_size",
@@ -123,6 +132,7 @@ class ReplyReader:
         "is_fresh",
         "is_text",
         "keep_alive",
+        "keep_alive_s",
         "retry_after",
         "status",
         "want_headers",
@@ -143,7 +153,12 @@ class ReplyReader:
         self.retry_after = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.keep_alive = False
+        self.keep_alive_s: int | None = None
+        """For how long the API keeps idle connections, as it has said last; None before."""
         self.complete = False
+        # What the body has to be decoded from; nothing in most replies.
+        self._codings = b""
+        self._charset = ""
         # Whether the head of the reply has come.
         self._begun = False
         # Whether the head tells where the body ends, other than by the end of the stream.
@@ -184,6 +199,8 @@ class ReplyReader:
         """Make the head known of a reply that was read whole from `data`, if it is a plain one."""
         if (self.status != 200 and self.status != 204) or not self.keep_alive or self._fed_size:
             return
+        if self._codings or self._charset:
+            return
         head, _, body = data.partition(b"\r\n\r\n")
         # Another body means that it was chunked, or that an interim reply came first.
         if body == self.body:
@@ -205,10 +222,22 @@ class ReplyReader:
                 raise ReplyTooLarge("reply head or trailer exceeds the limit")
 
     def feed_eof(self) -> bool:
-        """Take the end of the stream; tell whether that completed the reply (RFC 9112, 6.3)."""
+        """Take the end of the stream; tell whether that completed the reply (RFC 9112, 6.3).
+
+        Raises:
+            BodyUnusable: if it did, and its body cannot be decoded.
+        """
         if self.complete or self._framed or not self._begun or 100 <= self.status < 200:
             return False
         self._finish()
+        return True
+
+    def end_early(self) -> bool:
+        """Do without the rest of a reply if its status has come; tell whether it has."""
+        if self.complete or not self._begun or self.status < 200:
+            return False
+        self.keep_alive = False
+        self.complete = True
         return True
 
     def drop_body(self) -> None:
@@ -238,6 +267,8 @@ class ReplyReader:
         self.is_text = True
         self._more = None
         self._framed = False
+        self._codings = b""
+        self._charset = ""
         self._head_size = self._body_size = 0
         if self.headers:
             self.headers = []
@@ -249,11 +280,12 @@ class ReplyReader:
         self._head_size += length + len(value)
         if self._head_size > MAX_REPLY_HEAD_BYTES:
             raise ReplyTooLarge("reply head exceeds the limit")
-        if length > 10:  # that is, in most replies, two headers of five
+        if length >= 10:  # that is, in most replies, three headers of five
             if length == 12:
                 if name.lower() == b"content-type":
                     self.content_type = value
-                    self.is_text = not value.lower().startswith(_BINARY_TYPE)
+                    self.is_text = not is_binary(value)
+                    self._charset = charset_of(value) if self.is_text else ""
             elif length == 14:
                 if name.lower() == b"content-length":
                     self._framed = True
@@ -262,6 +294,14 @@ class ReplyReader:
                     # The last coding counts, also over several lines: another one than chunked
                     # leaves it to the end of the stream to end the body (RFC 9112, 6.3).
                     self._framed = value.rpartition(b",")[2].strip().lower() == b"chunked"
+                    if value.lower() != b"chunked":
+                        self._codings += b"," + value
+            elif length == 16:
+                if name.lower() == b"content-encoding":
+                    self._codings += b"," + value
+            elif length == 10:
+                if b"timeout=" in value.lower() and name.lower() == b"keep-alive":
+                    self.keep_alive_s = keep_alive_s(value)
             elif length == 11 and name.lower() == b"retry-after":
                 self.retry_after = value
         if self.want_headers:
@@ -293,5 +333,16 @@ class ReplyReader:
         if self._more is not None:
             self.body = bytes(self._more)
             self._more = None
+        if self.body and (self._codings or self._charset):
+            self._decode()
         self.keep_alive = False
         self.complete = True
+
+    def _decode(self) -> None:
+        charset = "" if self.want_headers else self._charset  # a refusal goes with its type
+        try:
+            self.body = decode(self.body, self._codings, charset, self._max_body_size)
+        except BodyUnusable:
+            if self.status == 200:
+                raise
+            self.body = b""  # the status says enough

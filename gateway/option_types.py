@@ -28,6 +28,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIS_OPTIONS = ("db", "ssl_ca_certs", "ssl_cert_reqs")
 _OWN_HEADERS = frozenset(
     {
+        "accept-encoding",
         "connection",
         "content-length",
         "content-type",

@@ -28,6 +28,7 @@ from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from .http_wire import KnownReplies, ReplyReader
 from .line import Line
 from .outage import Outage
+from .reply_body import BodyUnusable
 from .settings import Settings
 from .sweeper import Sweeper
 
@@ -36,6 +37,12 @@ _QUICK_ATTEMPTS: Final = 4
 _MOST_DISCONNECTS: Final = 32
 # A tick that is so late was held up, and the answers lie unread in the sockets.
 _STANDSTILL_S: Final = 1.0
+
+# Statuses of a message that mean "again" as 503 does, if the API said that it may come twice; with
+# those of the second kind the API, behind its proxy, is away.
+_AGAIN_IF_SAFE: Final = frozenset((408, 425, 429, 502, 504))
+_AWAY: Final = frozenset((502, 503, 504))
+_REQUEST_TIMEOUT: Final = 408
 
 # By event.
 _LATENCIES: Final = (c.CONNECT_LATENCY, c.MESSAGE_LATENCY, c.DISCONNECT_LATENCY)
@@ -130,7 +137,7 @@ class Upstream:
         took_us = (monotonic_ns() - connection.sent_ns) // 1000
         _LATENCIES[exchange.event].observe(self._slot, took_us)
         status = reply.status
-        if exchange.event != MESSAGE or status == 503 or self._is_doubtful:
+        if exchange.event != MESSAGE or status > 204 or self._is_doubtful:
             self._on_notable_reply(connection, exchange, reply)
             return
         if not reply.keep_alive:
@@ -151,8 +158,18 @@ class Upstream:
     ) -> None:
         """Do the same when the breaker wants to know, or the request may go again."""
         now, status, event = self._sweeper.now, reply.status, exchange.event
-        if status == 503:
-            self._learn_of_refusal(exchange, connection.sent_at, "status 503", reply.retry_after_s)
+        # The server has waited for a request for long enough, and this one came too late
+        # (RFC 9110, 15.5.9).
+        was_late = status == _REQUEST_TIMEOUT and connection.was_idle
+        if was_late and exchange.attempts < _QUICK_ATTEMPTS:
+            self._send_elsewhere(connection, exchange)
+            return
+        is_again = event == MESSAGE and (
+            status == 503 or was_late or (status in _AGAIN_IF_SAFE and exchange.owner.retry_safe)
+        )
+        if status == 503 or (is_again and status in _AWAY):
+            cause = f"status {status}"
+            self._learn_of_refusal(exchange, connection.sent_at, cause, reply.retry_after_s)
         elif self._is_doubtful:
             self._learn_of_success(exchange, connection.sent_at)
         ok = status == 200 or (event == MESSAGE and status == 204)
@@ -166,11 +183,22 @@ class Upstream:
         else:
             self._pool.drop(connection)
             self._pump(now)
-        if event == MESSAGE and status == 503:
+        if is_again:
             goes_again = self._line.retry_later(exchange, now, reply.retry_after_s)
         if not goes_again:
             self._slot[c.REQUESTS_SUCCEEDED if ok else c.REQUESTS_FAILED] += 1
             exchange.owner.on_reply(exchange, reply)
+
+    def _send_elsewhere(self, connection: ApiConnection, exchange: Exchange) -> None:
+        """Send a request on another connection at once, which the API cannot have begun with."""
+        self._pool.drop(connection)
+        self._breaker.on_nothing(connection.sent_at)
+        self._line.put_back(exchange)
+        self._pump(self._sweeper.now)
+
+    def on_keep_alive(self, timeout_s: float) -> None:
+        """Keep idle connections for no longer than the API does."""
+        self._pool.heed_keep_alive(timeout_s)
 
     def on_invalid_reply(
         self, connection: ApiConnection, exchange: Exchange, error: Exception
@@ -180,25 +208,29 @@ class Upstream:
         self._pool.discard(connection)
         self._breaker.on_nothing(connection.sent_at)
         cause = error.__context__ or error
-        text = f"the API's reply cannot be used: {cause}"
-        self._retry_or_fail(exchange, ApiReplyInvalid(text), was_seen=True)
+        failure = ApiReplyInvalid(f"the API's reply cannot be used: {cause}")
+        if isinstance(cause, BodyUnusable):  # the next one would be no better
+            self._line.fail(exchange, failure)
+        else:
+            self._retry_or_fail(exchange, failure, was_seen=True)
 
     def on_connection_lost(
-        self, connection: ApiConnection, exchange: Exchange | None, closed_while_idle: bool
+        self, connection: ApiConnection, exchange: Exchange | None, was_unseen: bool
     ) -> None:
         """Forget a connection; try its exchange again where that is safe."""
         self._pool.discard(connection)
         if exchange is not None:
-            if closed_while_idle:
+            is_stale = was_unseen and connection.was_idle
+            if is_stale:
                 self._breaker.on_nothing(connection.sent_at)
                 self._pool.drop_aside()  # they have been idle for longer
             else:
                 self._learn_of_refusal(exchange, connection.sent_at, "closed without an answer")
-            if closed_while_idle and exchange.attempts < _QUICK_ATTEMPTS:
+            if is_stale and exchange.attempts < _QUICK_ATTEMPTS:
                 self._line.put_back(exchange)
             else:
                 error = ApiDisconnected("the API closed the connection")
-                self._retry_or_fail(exchange, error, was_seen=not closed_while_idle)
+                self._retry_or_fail(exchange, error, was_seen=not was_unseen)
         self._pump(self._sweeper.now)
 
     def _retry_or_fail(self, exchange: Exchange, error: ApiError, *, was_seen: bool) -> None:
@@ -351,6 +383,8 @@ class Upstream:
             exchange, connection.exchange = connection.exchange, None
             assert exchange is not None
             connection.abort()
+            if connection.settle(exchange):
+                continue
             # An API that hangs must not look as fast as its last answer.
             took_us = (monotonic_ns() - connection.sent_ns) // 1000
             _LATENCIES[exchange.event].observe(self._slot, took_us)

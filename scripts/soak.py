@@ -188,7 +188,7 @@ class Soak:
     def _duplicates(self) -> dict[str, int]:
         counts = {
             "its API had allowed it (Ws2api-Retry: safe)": 0,
-            "the API's connection, used before, was cut": 0,
+            "nothing had allowed it": 0,
         }
         allowed, cut = counts
         for life in self._traffic.api.snapshot():

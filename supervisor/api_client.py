@@ -17,7 +17,7 @@ from yarl import URL
 from .disconnect_queue import Disconnect
 
 # What aiohttp adds and a worker does not send.
-_NOT_SENT: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.USER_AGENT)
+_NOT_SENT: Final = (hdrs.ACCEPT, hdrs.USER_AGENT)
 _UNAVAILABLE: Final = 503
 
 
@@ -82,6 +82,7 @@ class ApiClient:
                 headers={
                     hdrs.HOST: self._api.host_header,
                     "Ws2api-Generation": str(disconnect.generation),
+                    hdrs.ACCEPT_ENCODING: "identity",
                     "Ws2api-Close-Code": str(disconnect.code),
                     hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
                 },
@@ -90,7 +91,7 @@ class ApiClient:
             ) as reply:
                 outcome = _judge(reply.status)
                 # The status is the answer; what is wrong behind it costs the connection only.
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                with contextlib.suppress(aiohttp.ClientError, OSError, ValueError):
                     await self._skip_body(reply)
                 return outcome
         except aiohttp.ServerTimeoutError as error:  # of connecting; the other is asyncio's own

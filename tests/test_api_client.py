@@ -139,6 +139,10 @@ class TestVerdict:
             (Reply("ok", framing="chunked", chop=1), Verdict.TAKEN),
             (Reply("ok", framing="eof"), Verdict.TAKEN),
             (
+                Raw(b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\nx"),
+                Verdict.TAKEN,
+            ),
+            (
                 Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", then_close=True),
                 Verdict.TAKEN,
             ),

@@ -19,6 +19,7 @@ from ws2api.gateway.http_wire import (
     ReplyTooLarge,
     RequestEncoder,
 )
+from ws2api.gateway.reply_body import BodyUnusable
 from ws2api.gateway.settings import ApiUrl
 
 MAX_BODY_BYTES = 100_000
@@ -65,6 +66,7 @@ def test_connect() -> None:
     assert request.headers == [
         (b"Host", b"api.example:8000"),
         (b"Ws2api-Generation", b"1700000"),
+        (b"Accept-Encoding", b"identity"),
         (b"Ws2api-Push-Url", b"http://gw:1/me"),
         (b"Cookie", b"a=b"),
         (b"X-Forwarded-For", b"10.1.2.3"),
@@ -78,6 +80,7 @@ def test_text_message() -> None:
     assert request.headers == [
         (b"Host", b"api.example:8000"),
         (b"Ws2api-Generation", b"17"),
+        (b"Accept-Encoding", b"identity"),
         (b"Ws2api-Sequence", b"3"),
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"5"),
@@ -96,6 +99,7 @@ def test_disconnect() -> None:
     assert request.headers == [
         (b"Host", b"api.example:8000"),
         (b"Ws2api-Generation", b"17"),
+        (b"Accept-Encoding", b"identity"),
         (b"Ws2api-Close-Code", b"1006"),
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"3"),
@@ -359,6 +363,9 @@ def test_switching_protocols_is_no_reply() -> None:
         (b"application/json", True),
         (b"application/octet-stream", False),
         (b"Application/OCTET-stream; charset=binary", False),
+        (b"application/octet-stream ;a=b", False),
+        (b"application/octet-streams", True),
+        (b"application/octet-stream+json", True),
     ],
 )
 def test_type_tells_text_from_binary(content_type: bytes, is_text: bool) -> None:
@@ -619,6 +626,10 @@ def test_end_completes_a_body_whose_last_coding_is_not_chunked(
 ) -> None:
     """RFC 9112, 6.3: such a body is as long as the stream, else the end cuts it off."""
     reader = read(OK + lines + b"\r\n\r\n", b"4\r\nbo")
+    if not is_framed and b"gzip" in lines:
+        with pytest.raises(BodyUnusable):
+            reader.feed_eof()
+        return
     assert reader.feed_eof() == reader.complete == (not is_framed)
     if not is_framed:
         assert reader.body == b"4\r\nbo"

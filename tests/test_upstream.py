@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import socket
+import zlib
+from collections.abc import Callable
 
 import pytest
 from harness.looping import in_loop
@@ -14,8 +17,8 @@ from harness.upstream import (
     LONGEST_BACKOFF_S,
     SURPLUS_S,
     TICK_S,
+    Arrived,
     Gateway,
-    Sent,
     gateway,
 )
 from ws2api.gateway import counters as c
@@ -289,18 +292,17 @@ async def test_repr_is_a_diagnosis() -> None:
 # A connection that ends before the answer.
 
 
-async def assert_lost_connection_is_made_good(gw: Gateway, sent: Sent) -> None:
-    """Have a request arrive, lose its connection, and find it again on another."""
-    lost = await gw.api.next()
-    lost.hangs_up()
-    await sent.is_done_or(gw.api.has_more)
-    assert not sent.is_done
+async def assert_idle_end_is_made_good(gw: Gateway, event: int = MESSAGE) -> None:
+    """Have the idle connection end while a request is on its way; it arrives on another."""
+    gw.api.connections[-1].ends_unnoticed()
+    sent = gw.submits(event, "next")
     again = await gw.api.next()
-    assert (again.name, again.method) == (lost.name, lost.method)
-    assert again.number != lost.number
+    assert again.name == "next"
+    assert again.number == len(gw.api.connections) - 1 > 0
     again.answers(200, b"at last")
     await sent.is_answered(200, b"at last")
     assert gw.slot[c.REQUESTS_RETRIED] == 1
+    await gw.api.nothing_more_arrives()
 
 
 @pytest.mark.parametrize("event", [CONNECT, MESSAGE, DISCONNECT])
@@ -308,7 +310,19 @@ async def assert_lost_connection_is_made_good(gw: Gateway, sent: Sent) -> None:
 async def test_request_on_a_connection_closed_while_idle_is_sent_again(event: int) -> None:
     async with gateway() as gw:
         await gw.warms_up(1)
-        await assert_lost_connection_is_made_good(gw, gw.submits(event, "a"))
+        await assert_idle_end_is_made_good(gw, event)
+
+
+@in_loop
+async def test_large_request_on_a_connection_closed_while_idle_is_sent_again() -> None:
+    async with gateway() as gw:
+        await gw.warms_up(1)
+        gw.api.connections[-1].ends_unnoticed()
+        sent = gw.posts(size_bytes=3_000_000)
+        request = await gw.api.next()
+        assert len(request.body) == 3_000_000
+        request.answers()
+        await sent.is_answered()
 
 
 @in_loop
@@ -317,7 +331,7 @@ async def test_last_answer_is_not_taken_for_the_next_when_the_connection_ends() 
         sent = gw.posts()
         (await gw.api.next()).answers(204)
         await sent.is_answered(204)
-        await assert_lost_connection_is_made_good(gw, gw.posts("next"))
+        await assert_idle_end_is_made_good(gw)
 
 
 @in_loop
@@ -327,20 +341,72 @@ async def test_request_on_a_spare_connection_closed_while_idle_is_sent_again() -
         gw.advance(API_TIMEOUT_S + 1)
         await too_late.fails(ApiTimeout)
         await gw.comes_to_show(connections=1, idle=1)
-        await assert_lost_connection_is_made_good(gw, gw.posts("next"))
+        await assert_idle_end_is_made_good(gw)
 
 
 @in_loop
 async def test_request_that_is_sent_again_goes_before_those_that_wait() -> None:
     async with gateway(api_max_connections=1) as gw:
         await gw.warms_up(1)
+        gw.api.connections[-1].ends_unnoticed()
         first, second = gw.posts("first"), gw.posts("second")
-        (await gw.api.next()).hangs_up()
         for sent, name in ((first, "first"), (second, "second")):
             request = await gw.api.next()
             assert request.name == name
             request.answers()
             await sent.is_answered()
+
+
+@in_loop
+async def test_request_on_a_connection_that_was_reset_before_it_was_written_is_sent_again() -> None:
+    async with gateway() as gw:
+        await gw.warms_up(1)
+        await gw.api.connections[-1].resets()
+        sent = gw.posts("next")
+        request = await gw.api.next()
+        assert request.number == 1
+        request.answers()
+        await sent.is_answered()
+
+
+@pytest.mark.parametrize("event", [CONNECT, MESSAGE])
+@pytest.mark.parametrize("end", [Arrived.hangs_up, Arrived.resets])
+@in_loop
+async def test_request_that_arrived_on_a_used_connection_is_not_sent_again(
+    event: int, end: Callable[[Arrived], None]
+) -> None:
+    async with gateway() as gw:
+        await gw.warms_up(3)
+        sent = gw.submits(event, "a")
+        end(await gw.api.next())
+        await sent.fails(ApiDisconnected)
+        await gw.api.nothing_more_arrives()
+        assert gw.slot[c.REQUESTS_RETRIED] == 0
+
+
+@in_loop
+async def test_disconnect_that_arrived_on_a_used_connection_is_sent_again() -> None:
+    async with gateway() as gw:
+        await gw.warms_up(1)
+        sent = gw.reports("a")
+        (await gw.api.next()).hangs_up()
+        await gw.settles()
+        again = await gw.tries_again()
+        assert (again.method, again.name) == ("DELETE", "a")
+        again.answers()
+        await sent.is_answered()
+
+
+@in_loop
+async def test_nobody_finds_a_connection_idle_whose_end_was_seen() -> None:
+    async with gateway() as gw:
+        await gw.warms_up(1)
+        [connection] = gw.api.connections
+        connection.ends_unnoticed()
+        while not gw.shows(connections=0, idle=0):
+            await asyncio.sleep(0)
+        assert (await gw.exchanges()).number == 1
+        assert gw.slot[c.REQUESTS_RETRIED] == 0
 
 
 @pytest.mark.parametrize("event", [CONNECT, MESSAGE])
@@ -449,6 +515,167 @@ async def test_next_attempt_uses_an_idle_connection() -> None:
         await gw.comes_to_show(retries=1, idle=1)
         gw.advance(LONGEST_BACKOFF_S)
         assert (await gw.api.next()).number == request.number
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 502, 504])
+@in_loop
+async def test_message_that_may_come_twice_is_sent_again_after(status: int) -> None:
+    async with gateway() as gw:
+        sent = gw.posts("a", retry_safe=True)
+        (await gw.api.next()).answers(status)
+        await gw.comes_to_show(retries=1)
+        again = await gw.tries_again()
+        assert again.name == "a"
+        again.answers(200, b"recovered")
+        await sent.is_answered(200, b"recovered")
+        assert gw.slot[c.REQUESTS_SUCCEEDED] == gw.slot[c.REQUESTS_RETRIED] == 1
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 502, 504])
+@in_loop
+async def test_message_that_must_not_come_twice_has_its_answer_with(status: int) -> None:
+    async with gateway() as gw:
+        sent = gw.posts("a")
+        (await gw.api.next()).answers(status)
+        await sent.is_answered(status)
+        assert gw.slot[c.REQUESTS_RETRIED] == 0
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+@in_loop
+async def test_pause_that_the_api_asks_for_is_kept(status: int) -> None:
+    async with gateway() as gw:
+        gw.posts(retry_safe=True)
+        (await gw.api.next()).answers(status, b"", "Retry-After: 3")
+        await gw.comes_to_show(retries=1)
+        await gw.passes(3 - 2 * TICK_S)
+        assert gw.shows(retries=1)
+        await gw.tries_again()
+
+
+@pytest.mark.parametrize("event", [CONNECT, MESSAGE, DISCONNECT])
+@in_loop
+async def test_408_on_a_used_connection_came_before_the_request(event: int) -> None:
+    async with gateway() as gw:
+        await gw.warms_up(1)
+        sent = gw.submits(event, "a")
+        late = await gw.api.next()
+        late.answers(408, b"", "Connection: close")
+        again = await gw.api.next()
+        assert (again.name, again.number) == ("a", 1)
+        again.answers()
+        await sent.is_answered()
+
+
+# A disconnect, whose status is all of the answer.
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"Content-Length: 1001\r\n\r\n" + b"x" * 1001,
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Content-Encoding: br\r\nContent-Length: 1\r\n\r\nx",
+    ],
+)
+@in_loop
+async def test_disconnect_is_done_whatever_is_wrong_behind_the_status(wire: bytes) -> None:
+    async with gateway() as gw:
+        sent = gw.reports()
+        (await gw.api.next()).sends(b"HTTP/1.1 200 OK\r\n" + wire)
+        assert (await sent.reply()).status == 200
+        await gw.passes(LONGEST_BACKOFF_S)
+        await gw.api.nothing_more_arrives()
+        assert gw.slot[c.REQUESTS_RETRIED] == 0
+
+
+@in_loop
+async def test_disconnect_is_done_though_its_answer_is_cut_off() -> None:
+    async with gateway() as gw:
+        sent = gw.reports()
+        request = await gw.api.next()
+        request.sends(b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n"[:-2])
+        request.hangs_up()
+        await gw.settles()
+        assert not sent.is_done
+        request = await gw.tries_again()
+        request.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        request.hangs_up()
+        await sent.is_answered(200, b"half")
+
+
+@in_loop
+async def test_disconnect_is_done_though_its_answer_never_ends() -> None:
+    async with gateway() as gw:
+        sent = gw.reports()
+        request = await gw.api.next()
+        request.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await gw.api.nothing_more_arrives()
+        gw.advance(API_TIMEOUT_S + 3 * TICK_S)
+        await sent.is_answered(200, b"half")
+        await request.is_given_up()
+
+
+# Bodies that were not asked for.
+
+
+@pytest.mark.parametrize(
+    ("line", "body"),
+    [
+        ("Content-Encoding: gzip", gzip.compress(b"caf\xc3\xa9")),
+        ("Content-Encoding: deflate", zlib.compress(b"caf\xc3\xa9")),
+        ("Content-Type: text/plain; charset=iso-8859-1", b"caf\xe9"),
+    ],
+)
+@in_loop
+async def test_body_is_decoded_each_time(line: str, body: bytes) -> None:
+    async with gateway() as gw:
+        for _ in range(2):  # the second time its head has been seen before
+            sent = gw.posts()
+            (await gw.api.next()).answers(200, body, line)
+            await sent.is_answered(200, b"caf\xc3\xa9")
+
+
+@pytest.mark.parametrize(
+    "line", ["Content-Encoding: br", "Content-Encoding: gzip", "Content-Type: a/b; charset=xyz"]
+)
+@in_loop
+async def test_body_that_cannot_be_decoded_is_no_answer(line: str) -> None:
+    async with gateway() as gw:
+        sent = gw.posts(retry_safe=True)
+        (await gw.api.next()).answers(200, b"body", line)
+        await sent.fails(ApiReplyInvalid)
+        assert gw.slot[c.API_REPLIES_INVALID] == 1
+        await gw.api.nothing_more_arrives()
+
+
+@in_loop
+async def test_body_that_ends_with_its_connection_is_decoded_too() -> None:
+    async with gateway() as gw:
+        for body in (gzip.compress(b"text"), b"text"):
+            sent = gw.posts()
+            request = await gw.api.next()
+            request.sends(b"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + body)
+            request.hangs_up()
+            if body == b"text":
+                await sent.fails(ApiReplyInvalid)
+            else:
+                await sent.is_answered(200, b"text")
+
+
+# For how long the API keeps idle connections.
+
+
+@pytest.mark.parametrize(("said", "idle_s"), [("timeout=5, max=9", 4), ("timeout=1", 0.5)])
+@in_loop
+async def test_idle_connection_is_closed_before_the_api_does(said: str, idle_s: float) -> None:
+    async with gateway() as gw:
+        request = await gw.exchanges("m", f"Keep-Alive: {said}")
+        gw.advance(idle_s - TICK_S)
+        assert gw.shows(idle=1)
+        gw.advance(3 * TICK_S)
+        await request.is_given_up()
+        assert gw.shows(connections=0)
 
 
 # Answers that cannot be used.

@@ -410,8 +410,9 @@ async def test_connections_that_were_closed_unnoticed_do_not_count_against_the_a
         await gw.warms_up(3)
         await opens(gw)
         gw.posts()
-        gw.advance(2 * TICK_S)
-        (await gw.api.next()).hangs_up()
+        for connection in gw.api.connections:
+            connection.ends_unnoticed()
+        gw.clock.stall(2 * TICK_S)
         request = await gw.api.next()
         assert request.number >= FAILURES_TO_OPEN, "the others that were idle are not trusted"
         request.answers()
@@ -660,10 +661,9 @@ async def test_connect_is_not_sent_again_though_messages_might_be() -> None:
 async def test_message_whose_connections_were_all_closed_goes_again_later() -> None:
     async with gateway() as gw:
         await gw.warms_up(6)
+        for connection in gw.api.connections:
+            connection.ends_unnoticed()
         sent = gw.posts("a")
-        for _ in range(4):
-            (await gw.api.next()).hangs_up()
-        await gw.comes_to_show(retries=1)
         assert not sent.is_done
         request = await gw.tries_again()
         assert request.name == "a"
@@ -691,10 +691,9 @@ async def test_connect_of_a_client_that_has_left_is_skipped() -> None:
 async def test_connect_that_was_sent_is_not_skipped() -> None:
     async with gateway(api_max_connections=1) as gw:
         await gw.warms_up(1)
+        gw.api.connections[0].ends_unnoticed()
         sent = gw.connects("a")
-        request = await gw.api.next()
         sent.left = True
-        request.hangs_up()
         (await gw.api.next()).answers(200, b"ok")
         await sent.is_answered(200, b"ok")
 

@@ -38,7 +38,7 @@ HANGS_UP_AFTER = {"until the end", "half", "nothing"}
 FINAL = {"200", "204", "404", "last one", "more", "until the end"}
 TAKES_DISCONNECT = FINAL - {"404"}
 # After these even a message may come again that is not safe to repeat.
-NOT_SEEN = {"503", "503 later", "nothing", "reset"}
+NOT_SEEN = {"503", "503 later"}
 FATES = (*ANSWERED, *BROKEN, "reset", "hang")
 
 

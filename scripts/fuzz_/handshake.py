@@ -49,7 +49,9 @@ _POLICIES: Final = (
     ),
     HandshakePolicy(Settings(workers=1, path=("/{id...}",))),
 )
-_OWN_FIELDS: Final = {b"host", b"ws2api-generation", b"ws2api-push-url"}
+_OWN_FIELDS: Final = {
+    *(b"host", b"ws2api-generation", b"ws2api-push-url", b"accept-encoding"),
+}
 _ENCODER: Final = RequestEncoder(ApiUrl("api", 80, False, "/base", "api"))
 
 

@@ -19,6 +19,7 @@ from ws2api.gateway.handshake import (
     refusal,
 )
 from ws2api.gateway.http_wire import ReplyReader, ReplyTooLarge
+from ws2api.gateway.reply_body import BodyUnusable
 from ws2api.gateway.settings import Settings
 
 from .http import TOKENS, assert_refuses, read_message
@@ -29,6 +30,11 @@ DICTIONARY = (
     *(b"HTTP/1.1 204 No Content\r\n", b"HTTP/1.1 304 x\r\n", b"HTTP/1.1 403 x\r\n"),
     *(b"HTTP/1.1 503 x\r\n", b"HTTP/1.1 101 x\r\n", b"HTTP/1.0 200 x\r\n", b"ok"),
     *(b"Set-Cookie: a=b\r\n", b"Sec-WebSocket-Protocol: a\r\n", b"Ws2api-Retry: safe\r\n"),
+    *(
+        b"Content-Encoding: gzip\r\n",
+        b"Content-Encoding: deflate\r\n",
+        b"Keep-Alive: timeout=5\r\n",
+    ),
     *(b"WWW-Authenticate: Basic\r\n", b"Retry-After: 7\r\n"),
 )
 
@@ -84,7 +90,10 @@ def _read(reader: ReplyReader, pieces: Iterable[bytes]) -> Outcome:
                 return INVALID
         if reader.complete:
             return _outcome(reader, by_eof=False)
-    return _outcome(reader, by_eof=True) if reader.feed_eof() else None
+    try:
+        return _outcome(reader, by_eof=True) if reader.feed_eof() else None
+    except BodyUnusable:
+        return INVALID
 
 
 def _outcome(reader: ReplyReader, *, by_eof: bool) -> Reply:

@@ -41,10 +41,7 @@ class Scene:
         self.saturate()
 
     def saturate(self) -> None:
-        """Wait until every connection to the API has been used and used again.
-
-        A request on a connection that has never carried an answer is not sent again, if that ends.
-        """
+        """Wait until every connection to the API has been used and used again."""
         until(lambda: self.gateway.count("api_connections") == CONNECTIONS, what="a full pool")
         self.await_answers(20 * CLIENTS)
 
@@ -124,6 +121,7 @@ def let_it_last() -> None:
 
 class TestApiAwayForSeconds:
     def test_api_away_for_seconds(self, scene: Scene) -> None:
+        scene.traffic.api.behaviour = allow_repetition
         scene.begin()
         failed = scene.gateway.count("requests_failed")
         scene.take_api_away()
@@ -137,6 +135,7 @@ class TestApiAwayForSeconds:
         assert scene.gateway.count("requests_failed") == failed + len(refused)
 
     def test_again_and_again(self, scene: Scene) -> None:
+        scene.traffic.api.behaviour = allow_repetition
         scene.begin()
         for _ in range(3):
             opened = scene.gateway.count("breaker_opened")
@@ -176,6 +175,11 @@ class TestApiAwayForSeconds:
         api.behaviour = accept_and_echo
         scene.await_answers(10 * CLIENTS)
         scene.finish()
+
+
+def allow_repetition(request: ApiRequest) -> ApiAnswer:
+    answer = accept_and_echo(request)
+    return ApiAnswer(answer.body, headers=f"{answer.headers}Ws2api-Retry: safe\r\n")
 
 
 def overloaded(request: ApiRequest) -> ApiAnswer:
@@ -256,10 +260,6 @@ class TestApiResets:
         assert self._numbers_that_arrive(impatient) == [1, 2]
 
     def test_after_a_request_that_is_safe_to_repeat(self, impatient: Scene) -> None:
-        def allow_repetition(request: ApiRequest) -> ApiAnswer:
-            answer = accept_and_echo(request)
-            return ApiAnswer(answer.body, headers=f"{answer.headers}Ws2api-Retry: safe\r\n")
-
         impatient.traffic.api.behaviour = allow_repetition
         assert self._numbers_that_arrive(impatient) == [1, 1, 2]
 

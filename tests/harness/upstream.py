@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, cast
 
@@ -99,6 +101,20 @@ class ApiSide(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()
+
+    def ends_unnoticed(self) -> None:
+        """End the connection as a server does that has no request: what comes now is refused."""
+        descriptor = os.dup(self.transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=descriptor) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+
+    async def resets(self) -> None:
+        """Reset the connection, and return in the very moment."""
+        descriptor = os.dup(self.transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=descriptor) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+        await self.lost.wait()
 
 
 class Api:
@@ -195,15 +211,22 @@ class Sent:
     """Be the owner of one exchange, and wait for its outcome."""
 
     def __init__(
-        self, event: int, name: str, *, left: bool = False, retry_safe: bool = False
+        self,
+        event: int,
+        name: str,
+        *,
+        left: bool = False,
+        retry_safe: bool = False,
+        size_bytes: int = 0,
     ) -> None:
         assert " " not in name
         self.left = left
         self.retry_safe = retry_safe
         self.name = name
         self.client_id = name.encode()
-        wire = f"{METHODS[event]} /{name} HTTP/1.1\r\nHost: api\r\nContent-Length: 0\r\n\r\n"
-        self.exchange = Exchange(self, event, wire.encode())
+        lines = [f"{METHODS[event]} /{name} HTTP/1.1", "Host: api"]
+        head = "\r\n".join([*lines, f"Content-Length: {size_bytes}", "", ""])
+        self.exchange = Exchange(self, event, head.encode() + bytes(size_bytes))
         self._outcome: asyncio.Future[Reply | ApiError | Parked] = asyncio.Future()
         self.then: Callable[[], None] = lambda: None
 
@@ -311,17 +334,17 @@ class Gateway:
         sweeper.start()
         self.sent: list[Sent] = []
 
-    def submits(self, event: int, name: str, **traits: bool) -> Sent:
+    def submits(self, event: int, name: str, **traits: Any) -> Sent:
         sent = Sent(event, name, **traits)
         self.upstream.submit(sent.exchange)
         assert not sent.is_done, "called back before submit returned"
         self.sent.append(sent)
         return sent
 
-    def connects(self, name: str = "c", **traits: bool) -> Sent:
+    def connects(self, name: str = "c", **traits: Any) -> Sent:
         return self.submits(CONNECT, name, **traits)
 
-    def posts(self, name: str = "m", **traits: bool) -> Sent:
+    def posts(self, name: str = "m", **traits: Any) -> Sent:
         return self.submits(MESSAGE, name, **traits)
 
     def reports(self, name: str = "d") -> Sent:
