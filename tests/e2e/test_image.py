@@ -134,10 +134,11 @@ def test_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("ws2api/")} == files
 
 
-def test_runs_outside_of_the_checkout(venv: Path, tmp_path: Path) -> None:
+def test_runs_outside_of_the_checkout(venv: Path, tmp_path: Path, shared_api: FakeApi) -> None:
     where = "import ws2api.supervisor as s; print(s.__file__)"
     assert run(venv / "bin" / "python", "-c", where, cwd=tmp_path).startswith(str(venv))
     ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "push-listen", "admin-listen")]
+    ports.append(f"--api={shared_api.url}")
     assert run(venv / "bin" / "ws2api-supervisor", "--check", *ports, cwd=tmp_path)[:3] == "ok:"
 
 

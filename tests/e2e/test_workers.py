@@ -325,8 +325,10 @@ class TestWorkersThatCannotStart:
 
 
 class TestCheck:
-    def test_finds_nothing_wrong_and_serves_nothing(self, tmp_path: Path) -> None:
-        ended = run_to_its_end(tmp_path, {"check": True})
+    def test_finds_nothing_wrong_and_serves_nothing(
+        self, tmp_path: Path, shared_api: FakeApi
+    ) -> None:
+        ended = run_to_its_end(tmp_path, {"check": True, "api": shared_api.url})
         assert (ended.returncode, ended.stderr) == (0, "")
         assert "ready" not in ended.stdout.splitlines()
         assert not list(tmp_path.iterdir())
