@@ -7,14 +7,8 @@ from typing import Final
 import httptools
 
 from .known_heads import KnownHeads
-from .reply_body import (
-    BINARY_TYPE,
-    BodyUnusable,
-    charset_of,
-    decode,
-    is_binary,
-    keep_alive_s,
-)
+from .media_type import BINARY_TYPE, charset_of, is_binary
+from .reply_body import BodyUnusable, decode, keep_alive_s
 from .settings import ApiUrl
 
 MAX_REPLY_HEAD_BYTES: Final = 65_536

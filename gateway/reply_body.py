@@ -7,9 +7,6 @@ import re
 import zlib
 from typing import Final
 
-BINARY_TYPE: Final = b"application/octet-stream"
-
-_CHARSET: Final = re.compile(rb';[ \t]*charset[ \t]*=[ \t]*"?([^\s";]{1,40})', re.IGNORECASE)
 _TIMEOUT: Final = re.compile(rb"\btimeout=(\d{1,9})(?:[,;\s]|$)", re.IGNORECASE)
 _GZIP: Final = (b"gzip", b"x-gzip")
 _NO_CODING: Final = (b"", b"identity", b"chunked")
@@ -21,18 +18,6 @@ _NO_CHARSETS: Final = (
 
 class BodyUnusable(Exception):
     """A reply's body cannot be decoded; the message is for the operator."""
-
-
-def is_binary(content_type: bytes) -> bool:
-    """Tell whether a Content-Type is that of a binary message, whatever its parameters."""
-    return content_type.partition(b";")[0].strip().lower() == BINARY_TYPE
-
-
-def charset_of(content_type: bytes) -> str:
-    """Return the charset that a Content-Type names; empty if none, or what is UTF-8 anyway."""
-    found = _CHARSET.search(content_type) if b";" in content_type else None
-    charset = found[1].decode("latin-1").lower() if found else ""
-    return "" if charset in ("utf-8", "utf8", "us-ascii", "ascii") else charset
 
 
 def keep_alive_s(value: bytes) -> int | None:

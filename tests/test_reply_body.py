@@ -6,7 +6,7 @@ import gzip
 import zlib
 
 import pytest
-from ws2api.gateway.reply_body import BodyUnusable, charset_of, decode, is_binary, keep_alive_s
+from ws2api.gateway.reply_body import BodyUnusable, decode, keep_alive_s
 
 LIMIT = 1_000
 TEXT = "größer".encode()
@@ -77,35 +77,6 @@ def test_text_that_is_none_in_its_charset_is_unusable() -> None:
 def test_text_must_keep_to_the_limit_in_utf8_too() -> None:
     with pytest.raises(BodyUnusable, match="limit"):
         decode(b"\xe9" * LIMIT, b"", "latin-1", LIMIT)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "charset"),
-    [
-        (b"", ""),
-        (b"text/plain", ""),
-        (b"text/plain; charset=utf-8", ""),
-        (b'text/plain;charset="UTF8"', ""),
-        (b"text/plain; format=flowed; Charset = ISO-8859-1 ; x=y", "iso-8859-1"),
-        (b"text/plain; xcharset=latin-1", ""),
-    ],
-)
-def test_charset(content_type: bytes, charset: str) -> None:
-    assert charset_of(content_type) == charset
-
-
-@pytest.mark.parametrize(
-    ("content_type", "binary"),
-    [
-        (b"application/octet-stream", True),
-        (b"Application/Octet-Stream ; a=b", True),
-        (b"application/octet-streams", False),
-        (b"application/octet", False),
-        (b"", False),
-    ],
-)
-def test_binary(content_type: bytes, binary: bool) -> None:
-    assert is_binary(content_type) == binary
 
 
 @pytest.mark.parametrize(

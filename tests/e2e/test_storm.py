@@ -21,7 +21,9 @@ _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 @pytest.mark.skipif(_FILES < CLIENTS // 2, reason="a process may hold too few files")
 def test_connect_storm() -> None:
-    with Traffic() as traffic, GatewayProcess(api=traffic.api.url, workers=WORKERS) as gateway:
+    # Patience for a busy machine: nobody is to be turned back.
+    patience = {"workers": WORKERS, "handshake_timeout": "60s"}
+    with Traffic() as traffic, GatewayProcess(api=traffic.api.url, **patience) as gateway:
         with ExitStack() as stack:
             storms = [
                 stack.enter_context(StormProcess(gateway.clients_address, count, number))
