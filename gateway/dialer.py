@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .api_connection import ApiConnection
+from .dial import Destination
 from .settings import ApiUrl
 
 MAX_DIALS: Final = 128
@@ -37,9 +38,8 @@ class Dialer:
         on_failed: Callable[[Exception, float], None],
     ) -> None:
         self._loop = loop
-        self._api = api
+        self._api = Destination(api.host, api.port, tls)
         self._timeout_s = timeout_s
-        self._tls = tls
         self._new_connection = new_connection
         self._on_open = on_open
         self._on_failed = on_failed
@@ -66,13 +66,7 @@ class Dialer:
         connection = self._new_connection()
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._loop.create_connection(
-                    lambda: connection,
-                    self._api.host,
-                    self._api.port,
-                    ssl=self._tls,
-                    server_hostname=self._api.host if self._tls else None,
-                )
+                await self._api.connect(self._loop, lambda: connection)
             if connection.is_closing:
                 raise ConnectionResetError("the API closed the connection at once")
         except asyncio.CancelledError:

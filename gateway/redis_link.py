@@ -23,6 +23,7 @@ import redis.asyncio
 import structlog
 from redis.asyncio.connection import parse_url
 
+from .dial import Destination
 from .errors import RedisNotAsked, RedisUnavailable
 from .sweeper import Sweeper
 
@@ -295,12 +296,8 @@ class RedisLink(asyncio.Protocol):
             if options.get("ssl_cert_reqs") == "none":
                 tls.check_hostname = False
                 tls.verify_mode = ssl.CERT_NONE
-        await self._loop.create_connection(
-            lambda: self,
-            options.get("host", "localhost"),
-            int(options.get("port", 6379)),
-            ssl=tls,
-        )
+        host, port = options.get("host", "localhost"), int(options.get("port", 6379))
+        await Destination(host, port, tls).connect(self._loop, lambda: self)
 
     async def _introduce(self) -> None:
         options = self._options
