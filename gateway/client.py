@@ -256,7 +256,7 @@ class Client(Admission, asyncio.Protocol):
     def on_failure(self, exchange: Exchange, error: ApiError) -> None:
         """Log what the session cannot: which client's request failed, and why."""
         if exchange.event != CONNECT or exchange.attempts:
-            self._complain(exchange, error.cause, str(error))
+            self._complain(exchange, error.cause, error.detail)
         elif not self.left:  # there are many at once, and the outage is logged as such
             self._hub.slot[c.ERRORS[error.cause]] += 1
         super().on_failure(exchange, error)

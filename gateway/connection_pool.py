@@ -57,10 +57,11 @@ class ConnectionPool:
         self._sweeper = sweeper
         self._on_open = on_open
         self._on_failed = on_failed
+        self.dial_timeout_s = min(settings.api_connect_timeout, settings.api_timeout)
         self._dialer = Dialer(
             loop,
             settings.api,
-            min(settings.api_connect_timeout, settings.api_timeout),
+            self.dial_timeout_s,
             tls,
             new_connection,
             self._on_dialled,

@@ -196,6 +196,7 @@ BREAKER_STATE: Final = _gauge_of_one(
 BREAKER_OPENED: Final = _counter(
     "breaker_opened", "Times that the API failed so often that it was not asked for a while."
 )
+API_AWAY: Final = _internal("api_away", "1 while the API is away, as far as the worker knows.")
 DISCONNECTS_WAITING: Final = _gauge(
     "disconnects_waiting", "Disconnects of which this worker has yet to tell the API."
 )

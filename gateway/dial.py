@@ -112,3 +112,12 @@ def _literal(found: AddressInfo) -> str:
     family, _, _, _, address = found
     scope = address[3] if family == socket.AF_INET6 else 0
     return f"{address[0]}%{scope}" if scope and "%" not in address[0] else str(address[0])
+
+
+def describe(error: Exception, timeout_s: float) -> str:
+    """Say for people why a connection could not be opened, without the number of the error."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, TimeoutError):
+        return f"no connection within {timeout_s:g} s"
+    return str(error) or type(error).__name__

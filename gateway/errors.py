@@ -54,11 +54,16 @@ class ApiError(GatewayError):
         status: what a client is told whose connect depended on it.
         header_lines: lines that this answer carries besides the usual ones, each with its CRLF.
         cause: what the metrics call it.
+        detail: what the operator is told; no peer's business.
     """
 
     status = 502
     cause = causes.UNREACHABLE
     header_lines = b""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail = detail or text
 
 
 class ApiUnreachable(ApiError):

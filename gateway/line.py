@@ -63,6 +63,11 @@ class Line:
         """Count what may be sent now."""
         return len(self.queue) + self.departures.ready
 
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing waits, not even for another attempt."""
+        return not (self.queue or self._retries or self.departures)
+
     def append(self, exchange: Exchange) -> None:
         """Put a request at the end."""
         (self.departures.waiting if exchange.event == DISCONNECT else self.queue).append(exchange)
@@ -158,17 +163,17 @@ class Line:
             if self._failing:  # also when one owner's fault has kept the others from being told
                 self._tell_soon()
 
-    def turn_away(self, exchange: Exchange) -> None:
-        """Let a connect fail because the API is away."""
-        self.fail_soon(exchange, ApiUnreachable("the API is unreachable"))
+    def turn_away(self, exchange: Exchange, cause: str) -> None:
+        """Let a request fail because the API is away, and why that is."""
+        self.fail_soon(exchange, ApiUnreachable("the API is unreachable", cause))
 
-    def turn_away_connects(self) -> None:
-        """Do that for all in line; the others wait."""
+    def turn_away_connects(self, cause: str) -> None:
+        """Do that for all connects in line; the others wait."""
         waiting = list(self.queue)
         self.queue.clear()
         for exchange in waiting:
             if exchange.event == CONNECT:
-                self.turn_away(exchange)
+                self.turn_away(exchange, cause)
             else:
                 self.queue.append(exchange)
 
@@ -186,8 +191,12 @@ class Line:
         self.departures.on_tick(now, api_is_away=api_is_away)
         self._slot[c.API_QUEUE] = len(self.queue)
 
-    def expire(self, now: float, *, api_is_away: bool) -> None:
-        """Fail what has waited for too long."""
+    def expire(self, now: float, *, away_for: str) -> None:
+        """Fail what has waited for too long.
+
+        Args:
+            away_for: why the API is away; empty if it is not.
+        """
         if now < self._expire_at:
             return
         # What was put off comes back behind younger ones, so the whole queue is looked at.
@@ -197,9 +206,11 @@ class Line:
             return
         waiting = list(self.queue)
         self.queue.clear()
-        error = ApiUnreachable if api_is_away else ApiTimeout
         for exchange in waiting:
-            if exchange.started < oldest:
-                self.fail_soon(exchange, error("no connection to the API was free in time"))
-            else:
+            if exchange.started >= oldest:
                 self.queue.append(exchange)
+            elif away_for:
+                self.turn_away(exchange, away_for)
+            else:
+                error = ApiTimeout("no connection to the API was free in time")
+                self.fail_soon(exchange, error)

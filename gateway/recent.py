@@ -1,4 +1,5 @@
-"""Keep the latest ends of connections, and the latest errors, where the admin process sees them.
+"""Keep the latest ends of connections, the latest errors, and why the API is away, where the admin
+process sees them.
 
 Each worker has rings of fixed-size records in a mapping that all processes share; it alone writes
 to them, and readers find out whether a record changed under their eyes. A ring outlives its
@@ -17,6 +18,8 @@ RECORD_BYTES: Final = 512
 CLOSES: Final = 1024
 """Ends that are kept, of each process."""
 ERRORS: Final = 128
+_OUTAGES: Final = 1
+_RECORDS: Final = CLOSES + ERRORS + _OUTAGES
 
 # Number of the record, from 1, and length of what follows; 0 while it is being written.
 _HEAD: Final = struct.Struct("<QH")
@@ -142,7 +145,7 @@ class Recent:
     def __init__(self, workers: int, banks: int) -> None:
         self.workers = workers
         self._banks = banks
-        self._mapping = mmap.mmap(-1, workers * banks * (CLOSES + ERRORS) * RECORD_BYTES)
+        self._mapping = mmap.mmap(-1, workers * banks * _RECORDS * RECORD_BYTES)
         self._data = memoryview(self._mapping)
 
     def closes(self, worker: int, bank: int) -> Ring:
@@ -153,8 +156,12 @@ class Recent:
         """Return the ring of one process's errors."""
         return Ring(self._part(worker, bank, CLOSES, ERRORS))
 
+    def outage(self, worker: int, bank: int) -> Ring:
+        """Return the place for one record, of why one process finds the API away."""
+        return Ring(self._part(worker, bank, CLOSES + ERRORS, _OUTAGES))
+
     def _part(self, worker: int, bank: int, first: int, records: int) -> memoryview:
-        start = ((worker * self._banks + bank) * (CLOSES + ERRORS) + first) * RECORD_BYTES
+        start = ((worker * self._banks + bank) * _RECORDS + first) * RECORD_BYTES
         return self._data[start : start + records * RECORD_BYTES]
 
     def last_close(self, client_id: str) -> tuple[int, CloseRecord] | None:

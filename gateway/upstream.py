@@ -23,11 +23,13 @@ from . import counters as c
 from .api_connection import ApiConnection
 from .breaker import CLOSED, OPEN, Breaker
 from .connection_pool import ConnectionPool
+from .dial import describe
 from .errors import ApiDisconnected, ApiError, ApiReplyInvalid, ApiTimeout
 from .exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from .http_wire import KnownReplies, ReplyReader
 from .line import Line
 from .outage import Outage
+from .recent import Ring
 from .reply_body import BodyUnusable
 from .settings import Settings
 from .sweeper import Sweeper
@@ -35,6 +37,10 @@ from .sweeper import Sweeper
 # Attempts that follow each other at once while connections turn out to have been closed.
 _QUICK_ATTEMPTS: Final = 4
 _MOST_DISCONNECTS: Final = 32
+# While the API cannot be connected to, and no request tries.
+_LOOK_EVERY_S: Final = 2.0
+# A failure so long ago, since which nothing was asked, says nothing of the present.
+_STALE_S: Final = 60.0
 # A tick that is so late was held up, and the answers lie unread in the sockets.
 _STANDSTILL_S: Final = 1.0
 
@@ -58,6 +64,7 @@ class Upstream:
         park: leaves a disconnect to Redis; True when Redis took it, and then its owner is told by
             `on_parked`. None when there is nobody to take it.
         most_connections: that there are files for; the settings may want more.
+        outage: takes why the API is away.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class Upstream:
         tls: ssl.SSLContext | None,
         park: Callable[[Exchange], bool] | None = None,
         most_connections: int = sys.maxsize,
+        outage: Ring | None = None,
     ) -> None:
         self._api = settings.api
         self._timeout_s = settings.api_timeout
@@ -100,7 +108,7 @@ class Upstream:
         self._is_away = False
         # Whether a good answer would be news to it.
         self._is_doubtful = False
-        self._outage = Outage(str(settings.api))
+        self._outage = Outage(str(settings.api), slot, outage)
         self._is_ending = False
         self._ticked_at = sweeper.now
         sweeper.every_tick(self._on_tick)
@@ -250,7 +258,7 @@ class Upstream:
     def _wait(self, exchange: Exchange, now: float) -> None:
         """Get in line, or be turned away."""
         if exchange.event == CONNECT and self._turns_away(now):
-            self._line.turn_away(exchange)
+            self._line.turn_away(exchange, self._outage.cause)
             return
         self._line.append(exchange)
         if self._is_ending:
@@ -308,18 +316,24 @@ class Upstream:
         self._pool.trim()
 
     def _on_open(self, connection: ApiConnection) -> None:
+        if self._outage.is_shown and self._line.is_empty:
+            self._outage.hide()  # the next request tells the rest
         self._keep(connection, self._sweeper.now)
         connection.was_idle = connection.exchange is None
 
     def _on_dial_failed(self, error: Exception, began_at: float) -> None:
-        breaker, pool = self._breaker, self._pool
-        cause = str(error) or type(error).__name__
+        breaker, pool, now = self._breaker, self._pool, self._sweeper.now
+        cause = describe(error, pool.dial_timeout_s)
+        if self._line.is_empty and self._outage.is_shown:
+            self._outage.show(cause, now)  # this was a look only
+            return
         # An API that is just coming back may want no more connections than it has.
         if not (pool.members and breaker.state != CLOSED and breaker.is_proven):
             self._learn_of_failure(began_at, None, cause)
         if not pool.members and not pool.opening:
-            self._outage.may_begin(cause, self._sweeper.now)
-            self._line.turn_away_connects()
+            self._outage.may_begin(cause, now)
+            self._outage.show(cause, now)
+            self._line.turn_away_connects(cause)
 
     # The breaker.
 
@@ -346,7 +360,7 @@ class Upstream:
         self._breaker.on_failure(self._sweeper.now, sent_at, client, retry_after_s)
         self._follow_breaker(cause)
         if self._breaker.state == OPEN and not was_open:
-            self._line.turn_away_connects()
+            self._line.turn_away_connects(cause)
 
     def _follow_breaker(self, cause: str) -> None:
         """Act on a change; `cause` is the last failure."""
@@ -360,6 +374,8 @@ class Upstream:
             self._outage.begins(cause, self._sweeper.now)
         elif self._is_away and not is_away:
             self._pool.take_back()
+        if is_away and cause:
+            self._outage.show(cause, self._sweeper.now)
         self._is_away = is_away
         if not self._is_doubtful:
             self._outage.ends(self._sweeper.now)
@@ -369,7 +385,8 @@ class Upstream:
     def _on_tick(self, now: float) -> None:
         if now - self._ticked_at <= _STANDSTILL_S:
             self._expire_under_way(now)
-            self._line.expire(now, api_is_away=self._is_away or self._pool.is_cut_off)
+            is_away = self._is_away or self._pool.is_cut_off
+            self._line.expire(now, away_for=self._outage.cause if is_away else "")
         self._ticked_at = now
         self._line.on_tick(now, api_is_away=self._is_away)
         self._pool.close_old(now)
@@ -377,6 +394,17 @@ class Upstream:
         if self._is_away:
             self._breaker.room(now)  # so that the gauge shows when a pause is over
         self._slot[c.BREAKER_STATE] = self._breaker.state
+        if self._outage.is_shown and self._line.is_empty:
+            self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        """Find out whether the API is still away when no request does."""
+        silent_s = now - self._outage.heard_at
+        if self._pool.is_cut_off:
+            if silent_s >= _LOOK_EVERY_S:
+                self._pool.open(1)
+        elif silent_s >= _STALE_S:
+            self._outage.hide()
 
     def _expire_under_way(self, now: float) -> None:
         for connection in self._pool.late(now - self._timeout_s):

@@ -156,6 +156,7 @@ class Worker:
             _api_tls(settings),
             park=self._park,
             most_connections=files.api,
+            outage=assignment.recent.outage(assignment.index, assignment.bank),
         )
         clients: dict[bytes, Client] = {}
         connecting: dict[bytes, Admission] = {}

@@ -79,7 +79,12 @@ class AdminPort:
             retry=Retry(NoBackoff(), 1),
         )
         self._health = Health(
-            shared.counters, self._redis, monotonic_us, settings.redis_prefix, instance
+            shared.counters,
+            shared.recent,
+            self._redis,
+            monotonic_us,
+            settings.redis_prefix,
+            instance,
         )
         self._status_of = Status(shared.counters, self._health, str(settings.api), started_s)
         self._clients = Clients(settings, push_address, self._redis)
@@ -139,9 +144,10 @@ class AdminPort:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         findings = await self._health.findings()
-        if findings:
-            return web.Response(status=503, text="".join(f"{line}\n" for line in findings))
-        return web.Response(text="ready\n")
+        lines = [*(findings or ["ready"]), *self._health.notes()]
+        return web.Response(
+            status=503 if findings else 200, text="".join(f"{line}\n" for line in lines)
+        )
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._status_of.describe())

@@ -10,6 +10,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 from ws2api.gateway import counters as c
 from ws2api.gateway.disconnects import LEASES
+from ws2api.gateway.recent import ErrorRecord, Recent
 
 from .exposition import Bank, serves
 from .single_flight import SingleFlight
@@ -36,8 +37,12 @@ def state_of(bank: Bank) -> str:
 class Health:
     """Look at the workers and at Redis.
 
+    A finding keeps this gateway from being ready. A note does not: it is of what is amiss with the
+    API, where sending the clients to another gateway would not help.
+
     Args:
         counters: the shared mapping.
+        recent: has why the API is away.
         redis: the Redis that workers need.
         monotonic_us: the clock of the heartbeats, in µs.
         prefix: of every key in Redis.
@@ -47,12 +52,14 @@ class Health:
     def __init__(
         self,
         counters: c.Counters,
+        recent: Recent,
         redis: Redis,
         monotonic_us: Callable[[], int],
         prefix: str,
         instance: str,
     ) -> None:
         self._counters = counters
+        self._recent = recent
         self._redis = redis
         self._monotonic_us = monotonic_us
         self._leases = prefix + LEASES
@@ -69,6 +76,20 @@ class Health:
         """Return all findings, given those about Redis."""
         drained = ["draining on request"] if self._counters.host[c.HOST_DRAINING] else []
         return [*drained, *self.worker_findings(), *redis_findings]
+
+    def notes(self) -> list[str]:
+        """Say in a line whether the API is away, why, and since when; nothing if it is not."""
+        records = [
+            ErrorRecord.decode(payload)
+            for worker in range(self._counters.workers)
+            for bank in range(c.BANKS)
+            if self._counters.bank(worker, bank)[c.API_AWAY]
+            for payload in self._recent.outage(worker, bank).read()
+        ]
+        if not records:
+            return []
+        first = min(records)  # by time
+        return [f"API away: {first.text}, since {_moment(first.time_s)}"]
 
     def worker_findings(self) -> list[str]:
         """Say in a line each which workers do not serve."""
@@ -126,3 +147,10 @@ class Health:
         except (RedisError, OSError, RuntimeError) as error:  # RuntimeError: reset just now, uvloop
             return [f"redis: {' '.join(str(error).split())}"]
         return []
+
+
+def _moment(time_s: float) -> str:
+    """Write a moment in UTC, as the log does: the time of day, before it the day if not today's."""
+    moment, today = time.gmtime(time_s), time.gmtime()
+    form = "%H:%M UTC" if moment[:3] == today[:3] else "%Y-%m-%d %H:%M UTC"
+    return time.strftime(form, moment)

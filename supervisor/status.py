@@ -80,7 +80,7 @@ class Status:
             "rolling": bool(counters.host[c.ROLLING]),
             "reloads": {name: counters.host[index] for name, index in RELOADS.items()},
             "ready": not findings,
-            "findings": findings,
+            "findings": [*findings, *self._health.notes()],
             "api": self._api,
             "redis": {"up": not redis_findings},
             "totals": {"connections": sum(map(counters.connections_open, workers)), **totals},

@@ -242,6 +242,12 @@ class TestStatus:
         assert run("status").status == 0
         assert "0.1.0, up 1 d 1 h: not ready\n  worker 1 is down\n" in run.out
 
+    def test_tells_that_the_api_is_away(self, run: Run, admin: FakePort) -> None:
+        away = "API away: Connection refused, since 12:03 UTC"
+        admin.answer("GET /status", STATUS | {"findings": [away]})
+        assert run("status").status == 0
+        assert f"0.1.0, up 1 d 1 h: ready\n  {away}\n" in run.out
+
     def test_tells_that_it_drains(self, run: Run, admin: FakePort) -> None:
         admin.answer("GET /status", STATUS | {"ready": False, "draining": True})
         assert "draining" in run("status").out.splitlines()[0]

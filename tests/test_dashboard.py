@@ -159,6 +159,19 @@ def test_marks_a_worker_with_too_many_connections(page: Dashboard, fake: FakeAdm
 
 
 @needs_chromium
+def test_shows_that_the_api_is_away_though_the_gateway_is_ready(
+    page: Dashboard, fake: FakeAdmin
+) -> None:
+    away = "API away: Connection refused, since 12:03 UTC"
+    fake.change(lambda status: status.update(findings=[away]))
+    page.expect("#verdict.warn", "Ready.")
+    page.expect("#findings li", away)
+    assert page.page.evaluate("document.title").startswith("! ")
+    fake.change(lambda status: status.update(findings=[]))
+    page.expect("#verdict.ok", "Ready.")
+
+
+@needs_chromium
 def test_shows_findings_until_they_are_gone(page: Dashboard, fake: FakeAdmin) -> None:
     def break_down(status: Json) -> None:
         status |= {"ready": False, "findings": ["worker 1 is down", "redis did not answer"]}

@@ -462,6 +462,64 @@ async def test_api_that_wants_no_more_connections_is_asked_for_one_per_tick() ->
         assert not gw.is_away
 
 
+# What the admin process sees.
+
+
+@in_loop
+async def test_shows_from_the_first_failure_why_nothing_can_be_sent() -> None:
+    async with gateway(listens=False) as gw:
+        assert not gw.outage
+        error = await gw.connects().error()
+        assert gw.outage == "Connection refused"
+        assert error.detail == "Connection refused"
+        assert str(error) == "the API is unreachable", "no peer's business"
+        gw.api.on_request = Arrived.answers
+        await gw.api.open()
+        await gw.connects().is_answered()
+        assert not gw.outage
+
+
+@in_loop
+async def test_what_waited_for_the_api_fails_with_the_cause() -> None:
+    async with gateway(listens=False) as gw:
+        sent = gw.posts()
+        await gw.passes(API_TIMEOUT_S + 4 * TICK_S)
+        assert (await sent.error()).detail == "Connection refused"
+        connect = gw.connects()
+        assert (await connect.error()).detail == "Connection refused"
+
+
+@in_loop
+async def test_what_waited_while_the_api_answered_503_fails_with_that() -> None:
+    async with gateway() as gw:
+        await opens(gw, "Retry-After: 5")
+        assert gw.outage == "status 503"
+        assert (await gw.connects().error()).detail == "status 503"
+
+
+@in_loop
+async def test_sees_by_itself_that_the_api_is_back_when_nothing_asks_for_it() -> None:
+    async with gateway(listens=False) as gw:
+        await gw.connects().fails(ApiUnreachable)
+        await gw.passes(60)
+        assert gw.outage == "Connection refused"
+        assert 20 <= gw.loop.dialled <= 35
+        assert not gw.is_away, "nobody is refused for that"
+        await gw.api.open()
+        await gw.passes(3)
+        assert not gw.outage
+
+
+@in_loop
+async def test_failures_of_long_ago_are_not_shown_when_nothing_is_asked_any_more() -> None:
+    async with gateway() as gw:
+        await opens(gw)
+        await gw.passes(59)
+        assert gw.outage == "status 503"
+        await gw.passes(2)
+        assert not gw.outage
+
+
 # One client's failures.
 
 

@@ -46,7 +46,8 @@ class Rates:
 def show_status(status: Object, rates: Rates) -> list[Part]:
     """Show the whole of /status."""
     parts: list[Part] = [_headline(status)]
-    parts += [Word(f"  {line}", BAD) for line in status.get("findings", [])]
+    tone = WARN if status.get("ready") else BAD
+    parts += [Word(f"  {line}", tone) for line in status.get("findings", [])]
     facts: list[Sequence[Cell]] = [(name, value) for name, value in _facts(status, rates) if value]
     parts += ["", Table(_PAIR, facts, has_head=False), "", _show_workers(status)]
     if latencies := _latencies(status):

@@ -16,6 +16,7 @@ from ws2api.gateway.counters import Counters
 from ws2api.gateway.errors import ApiError
 from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE, Exchange
 from ws2api.gateway.http_wire import ReplyReader
+from ws2api.gateway.recent import ErrorRecord, Recent
 from ws2api.gateway.settings import Settings
 from ws2api.gateway.sweeper import Sweeper
 from ws2api.gateway.upstream import Upstream
@@ -266,10 +267,13 @@ class Sent:
     async def fails(self, error: type[ApiError]) -> None:
         assert type(await self._outcome) is error
 
-    async def failure(self) -> type[ApiError]:
+    async def error(self) -> ApiError:
         outcome = await self._outcome
         assert isinstance(outcome, ApiError), outcome
-        return type(outcome)
+        return outcome
+
+    async def failure(self) -> type[ApiError]:
+        return type(await self.error())
 
     async def is_parked(self) -> None:
         assert await self._outcome == Parked()
@@ -330,7 +334,17 @@ class Gateway:
         settings = Settings(**{**values, **options})  # type: ignore[arg-type]
         loop = self.loop = CountingLoop(asyncio.get_running_loop())
         park = redis.park if redis is not None else None
-        self.upstream = Upstream(settings, self.slot, sweeper, cast(Any, loop), None, park, files)
+        self.recent = Recent(1, 1)
+        self.upstream = Upstream(
+            settings,
+            self.slot,
+            sweeper,
+            cast(Any, loop),
+            None,
+            park,
+            files,
+            self.recent.outage(0, 0),
+        )
         sweeper.start()
         self.sent: list[Sent] = []
 
@@ -405,6 +419,12 @@ class Gateway:
     def is_away(self) -> bool:
         """Tell whether the breaker has opened, and not closed since."""
         return "<Breaker closed" not in repr(self.upstream)
+
+    @property
+    def outage(self) -> str:
+        """Return what the admin process sees of an API that is away; nothing if it is not."""
+        [payload] = [*self.recent.outage(0, 0).read()] or [b""]
+        return ErrorRecord.decode(payload).text if self.slot[c.API_AWAY] else ""
 
     async def loses_the_api(self) -> None:
         """Have connections refused until the breaker opens; a message remains in line."""
