@@ -20,10 +20,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from harness.valkey import ValkeyProcess
 from harness.waiting import DEADLINE_S
 from redis import Redis
-from ws2api.gateway import causes, disconnects, logs
 from ws2api.gateway import counters as c
+from ws2api.gateway import disconnects, logs
 from ws2api.gateway.address_limit import AddressTable
-from ws2api.gateway.recent import ErrorRecord, Recent
+from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Address, load
 from ws2api.gateway.verbosity import Verbosity
 from ws2api.supervisor import admin, admin_port, process
@@ -65,13 +65,6 @@ def counters() -> c.Counters:
 def share(counters: c.Counters) -> SharedState:
     workers = counters.workers
     return SharedState(counters, Recent(workers, c.BANKS), AddressTable(workers), Path())
-
-
-def takes_the_api_away(shared: SharedState, worker: int, since_s: float, cause: str) -> None:
-    """Let a worker say that it finds the API away."""
-    record = ErrorRecord(since_s, causes.UNREACHABLE, "", cause)
-    shared.recent.outage(worker, 0).append(record.encode())
-    shared.counters.bank(worker, 0)[c.API_AWAY] = 1
 
 
 def port(counters: c.Counters, redis_url: str, *options: str) -> AdminPort:

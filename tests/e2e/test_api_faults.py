@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,7 +126,14 @@ class TestApiAwayForSeconds:
         scene.begin()
         failed = scene.gateway.count("requests_failed")
         scene.take_api_away()
+        away = "API away: Connection refused, since "
+        until(lambda: away in scene.gateway.admin_get("/readyz").text)
         let_it_last()
+        readiness = scene.gateway.admin_get("/readyz")
+        assert readiness.status == 200
+        assert readiness.text.startswith(f"ready\n{away}")
+        status = json.loads(scene.gateway.admin_get("/status").text)
+        assert status["ready"] and status["findings"] == [readiness.text.splitlines()[1]]
         refused = scene.traffic.fleet.try_to_add("late-1", "late-2", "late-3")
         assert [client.stay.status for client in refused] == [502] * 3
         assert scene.traffic.fleet.open_count == CLIENTS
@@ -133,6 +141,7 @@ class TestApiAwayForSeconds:
         scene.await_answers(10 * CLIENTS)
         scene.finish()
         assert scene.gateway.count("requests_failed") == failed + len(refused)
+        assert scene.gateway.admin_get("/readyz").text == "ready\n"
 
     def test_again_and_again(self, scene: Scene) -> None:
         scene.traffic.api.behaviour = allow_repetition
