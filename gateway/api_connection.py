@@ -58,6 +58,8 @@ class ApiConnection(asyncio.Protocol):
         """Clock at which the exchange was sent, or at which the connection fell idle."""
         self.sent_ns = 0
         """Precise clock at which the exchange was sent."""
+        self.retires_at = float("inf")
+        """Clock from which on it is too old to be used again."""
         self.was_idle = False
         """Whether the connection has waited for something to do, or served before the exchange."""
         # Bytes so far, whether or not the transport could still take them.
@@ -188,6 +190,10 @@ class ApiConnection(asyncio.Protocol):
         elapsed_s = (monotonic_ns() - self.sent_ns) / 1e9
         was_idle = known.last_received_s - elapsed_s >= _IDLE_S
         return was_idle and elapsed_s < _SOON_S and size <= _READ_AT_ONCE_BYTES
+
+    def retire(self) -> None:
+        """Let the exchange under way be the last one."""
+        self._reply.make_last()
 
     @property
     def is_closing(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +22,10 @@ from .sweeper import Sweeper
 _IDLE_LIMIT_S: Final = 50.0
 # So much earlier than the API a connection is closed, or after half of its time.
 _BEFORE_THE_API_S: Final = 1.0
+# Those that were opened together are not to be closed together: one may retire by this share of the
+# greatest age earlier.
+_AGE_SPREAD: Final = 0.2
+_RETIRE_EVERY_S: Final = 1.0
 # Surplus connections live on for so long: traffic that goes up and down by the millisecond would
 # otherwise close connections, and open them again at once.
 _SURPLUS_S: Final = 1.0
@@ -67,6 +72,8 @@ class ConnectionPool:
             self._on_dialled,
             self._on_dial_failed,
         )
+        self._max_age_s = settings.api_max_age
+        self._retire_at = sweeper.now
         # Time of the last attempt, if that failed.
         self._failed_at: float | None = None
         self._idle_limit_s = _IDLE_LIMIT_S
@@ -123,6 +130,26 @@ class ConnectionPool:
         """Close idle connections before the API does, which closes them after a time of its own."""
         limit_s = max(timeout_s - _BEFORE_THE_API_S, timeout_s / 2)
         self._idle_limit_s = min(_IDLE_LIMIT_S, limit_s)
+
+    def retire_old(self, now: float) -> None:
+        """End those that have reached the greatest age, once a second: the API may have moved.
+
+        What is under way is brought to its end. While no other can be opened, what there is stays.
+        """
+        if now < self._retire_at:
+            return
+        self._retire_at = now + _RETIRE_EVERY_S
+        old = [member for member in self.members if member.retires_at <= now]
+        if old and self._failed_at is not None:
+            if self.has_room:
+                self.open(1)
+                return
+            del old[1:]
+        for connection in old:
+            if connection.exchange is None:
+                self.drop(connection)
+            else:
+                connection.retire()
 
     def drop(self, connection: ApiConnection) -> None:
         """Close a connection, and forget it."""
@@ -185,6 +212,9 @@ class ConnectionPool:
     def _on_dialled(self, connection: ApiConnection) -> None:
         self._failed_at = None
         self.members.add(connection)
+        if self._max_age_s:
+            share = 1.0 - _AGE_SPREAD * random.random()
+            connection.retires_at = self._sweeper.now + self._max_age_s * share
         self._slot[c.API_CONNECTIONS] = len(self.members)
         self._on_open(connection)
 

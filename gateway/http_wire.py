@@ -115,6 +115,7 @@ class ReplyReader:
         "_fed_size",
         "_framed",
         "_head_size",
+        "_is_last",
         "_known",
         "_max_body_size",
         "_more",
@@ -153,6 +154,8 @@ class ReplyReader:
         # What the body has to be decoded from; nothing in most replies.
         self._codings = b""
         self._charset = ""
+        # Whether no other reply is to follow, whatever the API says.
+        self._is_last = False
         # Whether the head of the reply has come.
         self._begun = False
         # Whether the head tells where the body ends, other than by the end of the stream.
@@ -172,6 +175,11 @@ class ReplyReader:
         self.is_fresh = True
         self.complete = self._begun = False
         self._fed_size = 0
+
+    def make_last(self) -> None:
+        """Let `keep_alive` be False from the next reply on, or from the present one."""
+        self._is_last = True
+        self._known = KnownHeads()  # so that each is parsed, and looked at
 
     def recognise(self, data: bytes) -> bool:
         """Read a whole reply whose head is known; only for one that is expected and fresh.
@@ -321,7 +329,7 @@ class ReplyReader:
             self._begun = False
             return
         self._finish()
-        self.keep_alive = self._parser.should_keep_alive()
+        self.keep_alive = self._parser.should_keep_alive() and not self._is_last
 
     def _finish(self) -> None:
         if self._more is not None:

@@ -137,6 +137,11 @@ class Settings(BaseSettings):
     api_max_idle: Annotated[int, Field(ge=0, le=1_000_000), Form("N")] = Field(
         1_000, description="Idle connections to the API that are kept, over all workers."
     )
+    api_max_age: SecondsOrOff = Field(
+        60.0,
+        description="Greatest age of a connection to the API, after which its name is resolved "
+        "again; 0 for any.",
+    )
     max_connecting: Annotated[int, Field(ge=1, le=100_000), Form("N")] = Field(
         256,
         description="Connects that one worker asks the API about at once; more wait, up to the "

@@ -390,6 +390,7 @@ class Upstream:
         self._ticked_at = now
         self._line.on_tick(now, api_is_away=self._is_away)
         self._pool.close_old(now)
+        self._pool.retire_old(now)
         self._pump(now)
         if self._is_away:
             self._breaker.room(now)  # so that the gauge shows when a pause is over

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -45,6 +47,26 @@ class Outcome:
     reason: str
 
 
+class _Era:
+    """Hold the connections that were opened within one time.
+
+    Args:
+        ends_at: monotonic time from which on others are opened.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, ends_at: float) -> None:
+        self.session = session
+        self.ends_at = ends_at
+        self.users = 1
+        """Requests under way, and the client while this is its present era."""
+
+    async def leave(self) -> None:
+        """Count one user less; with the last one the connections end."""
+        self.users -= 1
+        if not self.users:
+            await self.session.close()
+
+
 class ApiClient:
     """Hold the connections of one reaper to the API. Create it where a loop runs.
 
@@ -54,11 +76,17 @@ class ApiClient:
     """
 
     def __init__(self, settings: Settings, connections: int) -> None:
+        self._settings = settings
+        self._connections = connections
         self._api = settings.api
         self._max_body_bytes = int(settings.max_message_size)
-        timeout_s = settings.api_timeout
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ssl=_tls(settings)),
+        self._era = self._begin_era()
+
+    def _begin_era(self) -> _Era:
+        """Begin with new connections, to where the name of the API leads now."""
+        settings, timeout_s = self._settings, self._settings.api_timeout
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections, ssl=_tls(settings)),
             timeout=aiohttp.ClientTimeout(
                 total=timeout_s, sock_connect=min(settings.api_connect_timeout, timeout_s)
             ),
@@ -69,15 +97,28 @@ class ApiClient:
             max_line_size=MAX_REPLY_HEAD_BYTES,
             max_field_size=MAX_REPLY_HEAD_BYTES,
         )
+        ends_at = time.monotonic() + (settings.api_max_age or math.inf)
+        return _Era(session, ends_at)
 
     async def close(self) -> None:
         """End every connection."""
-        await self._session.close()
+        await self._era.session.close()
 
     async def report(self, disconnect: Disconnect) -> Outcome:
         """Send the DELETE of one disconnect; never raises for what an API or a network may do."""
+        if time.monotonic() >= self._era.ends_at:
+            old, self._era = self._era, self._begin_era()
+            await old.leave()
+        era = self._era
+        era.users += 1
         try:
-            async with self._session.delete(
+            return await self._send(era.session, disconnect)
+        finally:
+            await era.leave()
+
+    async def _send(self, session: aiohttp.ClientSession, disconnect: Disconnect) -> Outcome:
+        try:
+            async with session.delete(
                 _url(self._api, disconnect.client_id),
                 headers={
                     hdrs.HOST: self._api.host_header,

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from harness.api import Answer, Drop, FakeApi, Hold, Raw, Reply, Request
@@ -14,6 +15,7 @@ from harness.certificates import make_certificate
 from harness.waiting import until
 from ws2api.gateway.http_wire import RequestEncoder
 from ws2api.gateway.settings import load
+from ws2api.supervisor import api_client
 from ws2api.supervisor.api_client import ApiClient, Outcome, Verdict
 from ws2api.supervisor.disconnect_queue import Disconnect
 
@@ -224,3 +226,12 @@ def test_request_is_what_the_harness_reads(api: FakeApi) -> None:
     report(api.url, end("ann", "worker lost", 1006))
     request: Request = api.wait_for_one("ann", "DELETE")
     assert (request.generation, request.close_code, request.text) == (BORN, 1006, "worker lost")
+
+
+def test_connections_reach_no_great_age(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name leads elsewhere after an API has moved; what is under way is brought to its end."""
+    clock = iter([0.0, 1.0, 50.0, 61.0, 61.0, 62.0])
+    monkeypatch.setattr(api_client, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    report(api.url, *[end("ann")] * 4)
+    connections = [request.connection for request in api.requests("ann")]
+    assert connections == [0, 0, 1, 1]

@@ -17,6 +17,7 @@ import pytest
 import structlog
 from harness.certificates import Certificate, make_certificate
 from harness.looping import Clock, holds, in_loop
+from harness.names import ALIVE, NAME, SILENT, NamingLoop, silence
 from harness.valkey import ValkeyProcess
 from harness.waiting import until
 from redis import Redis
@@ -95,7 +96,14 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 class Link:
     """Hold a link, and what it has told."""
 
-    def __init__(self, url: str, *, name: str = "test", subscribes: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "test",
+        subscribes: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.clock = Clock()
         sweeper = Sweeper(cast(Any, self.clock))
         self.ups = self.downs = 0
@@ -104,7 +112,7 @@ class Link:
         self.link = RedisLink(
             url,
             name,
-            asyncio.get_running_loop(),
+            loop or asyncio.get_running_loop(),
             sweeper,
             self._on_up,
             self._on_down,
@@ -422,6 +430,18 @@ async def test_tcp(own_server: Server) -> None:
     async with connected(f"redis://:s3cret@127.0.0.1:{port}/2") as link:
         await link.link.ask("SET", "a", "b")
         assert own_server.redis.info("keyspace")["db2"]["keys"] == 1
+
+
+@in_loop
+async def test_address_that_is_silent_does_not_hide_one_that_is_not(own_server: Server) -> None:
+    own_server.redis.config_set("bind", ALIVE)
+    with silence() as port:
+        own_server.redis.config_set("port", port)
+        link = Link(f"redis://{NAME}:{port}/0", loop=cast(Any, NamingLoop(SILENT, ALIVE)))
+        link.link.start()
+        await link.is_up()
+        assert await link.link.ask("PING") == b"PONG"
+        await link.link.stop()
 
 
 # Losing the server.

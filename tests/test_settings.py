@@ -35,6 +35,7 @@ A_VALUE = {
     "api_connect_timeout": ("500ms", 0.5),
     "api_max_connections": ("5", 5),
     "api_max_idle": ("0", 0),
+    "api_max_age": ("0", 0.0),
     "max_connecting": ("7", 7),
     "api_ca": ("/etc/ca.pem", Path("/etc/ca.pem")),
     "redis": ("rediss://:pw@redis.example:6380/2", "rediss://:pw@redis.example:6380/2"),

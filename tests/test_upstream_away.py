@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import structlog
 from harness.looping import in_loop
+from harness.names import ALIVE, NAME, REFUSING, SILENT, silence
 from harness.upstream import (
     API_TIMEOUT_S,
     TICK_S,
@@ -460,6 +461,81 @@ async def test_api_that_wants_no_more_connections_is_asked_for_one_per_tick() ->
             requests.append(await gw.api.next())
         assert gw.loop.dialled == dialled + FAILURES_TO_OPEN
         assert not gw.is_away
+
+
+# An API with several addresses, or one that moves.
+
+
+@in_loop
+async def test_address_that_is_silent_costs_no_request() -> None:
+    async with gateway(host=NAME) as gw:
+        gw.loop.addresses = (SILENT, ALIVE)
+        with silence(gw.api.port):
+            gw.api.on_request = Arrived.answers
+            await gw.connects().is_answered()
+        assert gw.loop.tried == [SILENT, ALIVE]
+
+
+@in_loop
+async def test_api_that_has_moved_is_followed_under_traffic() -> None:
+    async with gateway(host=NAME) as gw, gw.api.elsewhere(REFUSING) as other:
+        gw.api.on_request = other.on_request = Arrived.answers
+        gw.loop.addresses = (ALIVE,)
+        for _ in range(10):
+            await gw.posts().is_answered()
+            await gw.passes(1)
+        gw.loop.addresses = (REFUSING,)
+        for _ in range(60):
+            await gw.posts().is_answered()
+            await gw.passes(1)
+        assert gw.api.accepted == other.accepted == 1
+
+
+@in_loop
+async def test_connection_that_is_never_idle_retires_as_well() -> None:
+    async with gateway(api_max_connections=1) as gw:
+        gw.posts("first")
+        request = await gw.api.next()
+        numbers = []
+        for i in range(70):
+            gw.posts(f"{i}")
+            gw.advance(1)
+            numbers.append(request.number)
+            request.answers()
+            request = await gw.api.next()
+        request.answers()
+        assert set(numbers) == {0, 1}
+
+
+@in_loop
+async def test_connection_is_kept_while_no_other_can_be_opened() -> None:
+    async with gateway() as gw:
+        gw.api.on_request = Arrived.answers
+        await gw.posts().is_answered()
+        gw.api.refuses()
+        busy = [gw.posts(f"busy{i}") for i in range(2)]
+        for each in busy:
+            await each.is_answered()
+        await gw.comes_to_show(connecting=0)
+        for _ in range(70):
+            await gw.passes(1)
+            await gw.posts().is_answered()
+        assert gw.api.accepted == 1
+        await gw.api.open()
+        for _ in range(3):
+            await gw.passes(1)
+            await gw.posts().is_answered()
+        assert gw.api.accepted == 2
+
+
+@in_loop
+async def test_connections_may_be_of_any_age() -> None:
+    async with gateway(api_max_age=0) as gw:
+        gw.api.on_request = Arrived.answers
+        for _ in range(70):
+            await gw.posts().is_answered()
+            await gw.passes(2)
+        assert gw.api.accepted == 1
 
 
 # What the admin process sees.

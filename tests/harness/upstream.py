@@ -22,6 +22,7 @@ from ws2api.gateway.sweeper import Sweeper
 from ws2api.gateway.upstream import Upstream
 
 from .looping import Clock
+from .names import NamingLoop
 
 API_TIMEOUT_S = 10.0
 IDLE_LIMIT_S = 50.0
@@ -141,6 +142,14 @@ class Api:
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: ApiSide(self), sock=self._socket.dup())
+
+    @contextlib.asynccontextmanager
+    async def elsewhere(self, address: str) -> AsyncIterator[Api]:
+        """Give another API, at the same port of another address."""
+        other, loop = Api(), asyncio.get_running_loop()
+        async with await loop.create_server(lambda: ApiSide(other), address, self.port):
+            yield other
+        await other.end()
 
     async def close(self) -> None:
         """End every connection and refuse new ones."""
@@ -300,15 +309,12 @@ class Redis:
         return self.is_up
 
 
-class CountingLoop:
+class CountingLoop(NamingLoop):
     """Be the loop that an upstream sees: count its attempts to connect."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
+        super().__init__()
         self.dialled = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
 
     async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         self.dialled += 1
@@ -324,15 +330,16 @@ class Gateway:
         self.clock = Clock()
         self.slot = Counters(1).bank(0, 0)
         sweeper = Sweeper(cast(Any, self.clock))
+        host = options.pop("host", "127.0.0.1")
         values = {
             "workers": 1,
-            "api": f"http://127.0.0.1:{api.port}/",
+            "api": f"http://{host}:{api.port}/",
             "api_timeout": API_TIMEOUT_S,
             "max_message_size": MAX_REPLY_BYTES,
         }
         files = options.pop("files", 1_000)  # that there are for connections
         settings = Settings(**{**values, **options})  # type: ignore[arg-type]
-        loop = self.loop = CountingLoop(asyncio.get_running_loop())
+        loop = self.loop = CountingLoop()
         park = redis.park if redis is not None else None
         self.recent = Recent(1, 1)
         self.upstream = Upstream(
