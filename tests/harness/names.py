@@ -26,8 +26,9 @@ class NamingLoop:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    async def getaddrinfo(self, host: str, port: int, **_: object) -> list[Any]:
-        assert host == NAME
+    async def getaddrinfo(self, host: str, port: int, **options: Any) -> list[Any]:
+        if host != NAME:
+            return await self._loop.getaddrinfo(host, port, **options)
         self.asked += 1
         return [
             (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
