@@ -264,7 +264,9 @@ class Rig:
         self.loop = StillLoop()
         self.loop.set_debug(False)
         self._sockets = [socket.socket() for _ in range(3)]
-        settings = Settings(**{"workers": 1, "ping_interval": PING_INTERVAL_S, **options})
+        # No connection to the API is replaced in the middle of a measurement.
+        fixed = {"workers": 1, "ping_interval": PING_INTERVAL_S, "api_max_age": 0}
+        settings = Settings(**{**fixed, **options})
         assignment = Assignment(
             index=0,
             bank=0,
