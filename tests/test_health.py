@@ -22,7 +22,9 @@ class Scene:
     def __init__(self) -> None:
         self.counters = c.Counters(2)
         self.recent = Recent(2, c.BANKS)
-        self.health = Health(self.counters, self.recent, cast(Any, None), lambda: 0)
+        self.health = Health(
+            self.counters, self.recent, cast(Any, None), lambda: 0, "ws2api:", "instance"
+        )
 
     def api_is_away(self, worker: int, since_s: float, cause: str, bank: int = 0) -> None:
         record = ErrorRecord(since_s, causes.UNREACHABLE, "", cause)
