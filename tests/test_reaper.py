@@ -657,7 +657,7 @@ class TestStop:
             async with an_api() as api, reaping(api, server.url, living=living) as one:
                 store.park("one-0-0", ("parked", BORN, 1001, "going away"))
                 await until(lambda: api.deletes)
-                expected = fill(store, "one-1-0", 500)
+                expected = fill(store, "one-1-0", 100)
                 living.clear()
                 await one.stop()
                 assert one.left == 0

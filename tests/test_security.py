@@ -176,12 +176,13 @@ def test_connect_is_one_request_with_what_the_client_said_and_nothing_else(
     assert request["target"] == b"/ba%20se/" + handshake.client_id + mark + query
     assert unquote_to_bytes(b"/" + handshake.client_id) == unquote_to_bytes(path)
     *ours, last = request["headers"]
-    assert ours[:3] == [
+    assert ours[:4] == [
         (b"Host", b"api.example"),
         (b"Ws2api-Generation", b"7"),
+        (b"Accept-Encoding", b"identity"),
         (b"Ws2api-Push-Url", push_url),
     ]
-    assert ours[3:] == [
+    assert ours[4:] == [
         (name, head.headers[name.lower()].rstrip(b" \t"))
         for name in PASSED_ON
         if name.lower() in head.headers
@@ -211,7 +212,7 @@ def test_message_and_disconnect_are_one_request_each(
         assert request["method"] == method
         assert request["target"] == b"/ba%20se/" + client_id
         assert request["body"] == body
-        assert len(request["headers"]) == 5
+        assert len(request["headers"]) == 6
         assert dict(request["headers"])[b"Content-Length"] == b"%d" % len(body)
 
 
