@@ -215,7 +215,8 @@ class Upstream:
         self._slot[c.API_REPLIES_INVALID] += 1
         self._pool.discard(connection)
         self._breaker.on_nothing(connection.sent_at)
-        cause = error.__context__ or error
+        # The parser wraps what is raised within it.
+        cause = error if isinstance(error, BodyUnusable) else error.__context__ or error
         failure = ApiReplyInvalid(f"the API's reply cannot be used: {cause}")
         if isinstance(cause, BodyUnusable):  # the next one would be no better
             self._line.fail(exchange, failure)

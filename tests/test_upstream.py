@@ -663,6 +663,20 @@ async def test_body_that_ends_with_its_connection_is_decoded_too() -> None:
                 await sent.is_answered(200, b"text")
 
 
+@pytest.mark.parametrize("line", ["Content-Encoding: gzip", "Content-Type: a/b; charset=xyz"])
+@in_loop
+async def test_body_that_ends_with_its_connection_and_cannot_be_decoded_is_no_answer(
+    line: str,
+) -> None:
+    async with gateway() as gw:
+        sent = gw.posts(retry_safe=True)
+        request = await gw.api.next()
+        request.sends(b"HTTP/1.0 200 OK\r\n%b\r\n\r\nbody" % line.encode())
+        request.hangs_up()
+        await sent.fails(ApiReplyInvalid)
+        await gw.api.nothing_more_arrives()
+
+
 # For how long the API keeps idle connections.
 
 
