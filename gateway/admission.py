@@ -239,6 +239,7 @@ class Admission(Session):
 
     def _refuse(self, status: int, text: str, header_lines: bytes = b"") -> None:
         self._note_refusal(status, text)
+        self._hub.trace_refusal(self.client_id, status, text)
         self._turn_away(error_response(status, f"{text}\n".encode(), b"", header_lines))
 
     def _note_refusal(self, status: int, reason: str) -> None:
@@ -247,7 +248,7 @@ class Admission(Session):
             remote = opening.handshake.remote
         else:
             remote = self._peer() if self._transport is not None else ""
-        self._hub.journal.refused("connect refused", self.client_id, status, reason, remote)
+        self._hub.journal.connect_refused(self.client_id, status, reason, remote)
 
     def _turn_off(self, error: ApiError) -> None:
         self._hub.gate.leave(self)

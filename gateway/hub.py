@@ -67,6 +67,8 @@ class Hub:
     journal: Journal
     limit: AddressLimit | None
     """None while an address may have any number of connections."""
+    trace_refusal: Callable[[bytes, int, str], None] = lambda *_: None
+    """Learn of a connect that the gateway refuses by itself: id, status, reason."""
     refusing: bool = False
     """True when the worker is about to end, so that nobody can come in any more."""
     is_over: bool = False

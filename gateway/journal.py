@@ -125,8 +125,8 @@ class Journal:
         if self._limiters[_HINT].lets_through():
             _log.warning(text, client=client_id.decode("ascii"))
 
-    def refused(self, text: str, client_id: bytes, status: int, reason: str, remote: str) -> None:
-        """Log that a connect or a push was refused, a few times in ten seconds at most.
+    def connect_refused(self, client_id: bytes, status: int, reason: str, remote: str) -> None:
+        """Log that a connect was refused, a few times in ten seconds at most.
 
         Args:
             client_id: empty when the request did not get so far.
@@ -134,6 +134,13 @@ class Journal:
             reason: one line.
             remote: IP address that it came from; empty when it is not known.
         """
+        self._refused("connect refused", client_id, status, reason, remote)
+
+    def push_refused(self, client_id: bytes, status: int, reason: str, remote: str) -> None:
+        """Do the same for a push."""
+        self._refused("push refused", client_id, status, reason, remote)
+
+    def _refused(self, text: str, client_id: bytes, status: int, reason: str, remote: str) -> None:
         limiter = self._refusals.get((text, status))
         if limiter is None:
             tell = partial(_tell_refusals, text, status)

@@ -77,8 +77,8 @@ class PushHub:
     """Learn that there is one beyond the share more (1) or less (-1)."""
     has_room: Callable[[], bool] = lambda: True
     """Tell whether there is a file for one beyond the share."""
-    on_refused: Callable[[str, bytes, int, str, str], None] = lambda *_: None
-    """Note a push that was refused: `Journal.refused`."""
+    on_refused: Callable[[bytes, int, str, str], None] = lambda *_: None
+    """Learn of a push that was refused: id, status, reason, address."""
     paths: ClientPaths = IDS[False]
     """Where in a target the id is."""
     known: KnownFields = field(init=False)
@@ -141,6 +141,11 @@ class PushRequest(Ask):
         self.is_kept_alive = False
         """Whether the connection stays open because the client, of HTTP/1.0, has asked for it."""
         self._began_ns = monotonic_ns()
+
+    @property
+    def took_us(self) -> int:
+        """How long ago it was read."""
+        return (monotonic_ns() - self._began_ns) // 1000
 
     def finish(self, outcome: int, body: bytes) -> None:
         """Answer the API."""
@@ -574,10 +579,17 @@ class PushConnection(asyncio.Protocol):
     def _note_refusal(self, request: PushRequest, outcome: int, body: bytes) -> None:
         status, text, _ = outcomes.ANSWERS[outcome]
         reason = (body or text).decode().strip()
-        client_id = request.client_id or _client_id_of(self._url, self._hub.paths)
+        client_id = request.client_id or self._meant_id()
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
         remote = plain_address(peer[0]) if peer else ""
-        self._hub.on_refused("push refused", client_id, int(status[:3]), reason, remote)
+        self._hub.on_refused(client_id, int(status[:3]), reason, remote)
+
+    def _meant_id(self) -> bytes:
+        """Return the id in a request that was refused before its end; empty for none."""
+        try:
+            return split_target(self._url, self._hub.paths)[0]
+        except HandshakeError:
+            return b""
 
     def write_answers(self) -> None:
         """Write the answers that are due, in the order of their requests."""
@@ -620,11 +632,3 @@ def _names(values: bytes, without: bytes) -> list[bytes]:
     """Split a list (RFC 9110, 5.6.1); leave one name out."""
     names = [name.strip().lower() for name in values.split(b",")]
     return [name for name in names if name and name != without]
-
-
-def _client_id_of(target: bytes, paths: ClientPaths) -> bytes:
-    """Return the id in the target of a request that was refused before its end; empty for none."""
-    try:
-        return split_target(target, paths)[0]
-    except HandshakeError:
-        return b""

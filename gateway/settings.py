@@ -227,6 +227,11 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["text", "json"], AnyCase] = Field(
         "text", description="How log lines look."
     )
+    log_requests: bool = Field(
+        False,
+        description="Log a line for each request to the API and each push, at level info: method, "
+        "id, status, time, sizes, and why not.",
+    )
     cpuprofile: Annotated[Path | None, Form("FILE")] = Field(
         None,
         description="Profile every worker from start to end, into FILE.0, FILE.1, … (pstats).",

@@ -55,6 +55,8 @@ from .router import Router
 from .session import ASKING, CLAIMING
 from .settings import Settings
 from .sweeper import Sweeper
+from .tracer import WorkerTracer
+from .traces import Traces
 from .upstream import Upstream
 from .verbosity import Verbosity
 
@@ -94,6 +96,8 @@ class Assignment:
     recent: Recent
     addresses: AddressTable
     """Connections by address, over all workers."""
+    traces: Traces
+    """What is traced for those who watch."""
     profiles: Path
     """Folder for the profiles that the admin process asks for."""
 
@@ -239,7 +243,15 @@ class Worker:
             doors=self._push_doors,
             on_surplus=self._on_push_surplus,
             has_room=lambda: self._hub.sockets < self._hub.most_clients,
-            on_refused=journal.refused,
+            on_refused=journal.push_refused,
+        )
+        self._tracer = WorkerTracer(
+            assignment.traces,
+            assignment.traces.ring(assignment.index, assignment.bank),
+            self._upstream,
+            self._push_hub,
+            self._sweeper,
+            logs_requests=settings.log_requests,
         )
         self._hub = Hub(
             slot=slot,
@@ -267,6 +279,7 @@ class Worker:
             serve_http=self._serve_http if settings.single_port else None,
             call_soon=loop.call_soon,
             journal=journal,
+            trace_refusal=self._tracer.refused,
             limit=self._address_limit(),
             clients=clients,
             connecting=connecting,
@@ -298,6 +311,7 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGINT, _ignore)  # the supervisor's affair
         self._sweeper.every_tick(self._beat)
         self._sweeper.every_tick(self._profiler.on_tick)
+        self._sweeper.every_tick(self._tracer.on_tick)
         self._sweeper.every_tick(self._hub.drop_slow)
         self._sweeper.every_tick(self._hub.let_in)
         self._sweeper.every_tick(self._push_hub.make_room)
@@ -317,7 +331,7 @@ class Worker:
         return Client(self._hub)
 
     def _new_push_connection(self) -> PushConnection:
-        return PushConnection(self._push_hub)
+        return self._tracer.new_push_connection()
 
     def _on_push_surplus(self, change: int) -> None:
         """Let a connection of the push port beyond its share take the place of a client."""
@@ -328,7 +342,7 @@ class Worker:
 
     def _serve_http(self, transport: asyncio.Transport, data: bytes) -> None:
         """Move a connection of the client port to the push side (--single-port)."""
-        connection = PushConnection(self._push_hub, shows_totals=True)
+        connection = self._tracer.new_push_connection(shows_totals=True)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         connection.data_received(data)

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from ws2api.gateway import counters as c
 from ws2api.gateway.settings import Address, Settings
+from ws2api.gateway.tracer import Tracer
 from ws2api.gateway.verbosity import Verbosity
 
 from .admin_port import AdminPort
@@ -71,8 +72,14 @@ async def _serve(
     """Serve and reap until SIGTERM; return how many disconnects are left, None if unknown."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     counters = shared.counters
+    traces = shared.traces
     reaper = Reaper(
-        settings, redis_url, instance, lambda: list_living(counters, instance), counters.reaper
+        settings,
+        redis_url,
+        instance,
+        lambda: list_living(counters, instance),
+        counters.reaper,
+        tracer=Tracer(traces, traces.ring(None), logs_requests=settings.log_requests),
     )
 
     def on_stop_signal() -> None:

@@ -24,6 +24,7 @@ from ws2api.gateway.client_id import normalise_client_id
 from ws2api.gateway.errors import HandshakeError
 from ws2api.gateway.recent import CloseRecord
 from ws2api.gateway.settings import Address, Settings
+from ws2api.gateway.traces import EVERYBODY
 
 from . import dashboard
 from .clients import MOST_PER_PAGE, Clients
@@ -33,6 +34,7 @@ from .health import REDIS_TIMEOUT_S, Health
 from .operations import Operations
 from .shared_state import SharedState
 from .status import Status
+from .tail import Tail
 
 MOST_STREAMS: Final = 64
 _EVERY_S: Final = 1.0
@@ -89,6 +91,7 @@ class AdminPort:
         self._status_of = Status(shared.counters, self._health, str(settings.api), started_s)
         self._clients = Clients(settings, push_address, self._redis)
         self._operations = Operations(shared, settings)
+        self._tails = Tail(shared.traces)
         self._page, self._policy = dashboard.load()
         # What /events sends to all its viewers, and when it was made.
         self._event = b""
@@ -108,6 +111,8 @@ class AdminPort:
         router.add_get("/events", self._events, allow_head=False)
         for method, path, handler in (
             ("GET", "/errors", self._errors),
+            ("GET", "/tail", self._tail),
+            ("GET", "/tail/{id:.+}", self._tail),
             ("GET", "/clients", self._list_clients),
             ("GET", "/clients/{id:.+}", self._client),
             ("DELETE", "/clients/{id:.+}", self._close_client),
@@ -230,6 +235,12 @@ class AdminPort:
         ]
         return web.json_response({"errors": errors})
 
+    async def _tail(self, request: web.Request) -> web.StreamResponse:
+        client_id = EVERYBODY
+        if "id" in request.match_info:
+            client_id = _client_id(request, "/tail/").encode("ascii")
+        return await self._tails.stream(request, client_id)
+
     async def _list_clients(self, request: web.Request) -> web.Response:
         limit = _limit(request, 100)
         query = request.query
@@ -304,9 +315,9 @@ def _worker(request: web.Request) -> int:
     return int(text)
 
 
-def _client_id(request: web.Request) -> str:
+def _client_id(request: web.Request, folder: str = "/clients/") -> str:
     """Return the id, normalised: what is still percent-encoded then is a part of it."""
-    sent = request.raw_path.partition("?")[0].partition("/clients/")[2]
+    sent = request.raw_path.partition("?")[0].partition(folder)[2]
     try:
         # Whether ids may have several segments, the push port knows.
         client_id = normalise_client_id(sent.encode("latin-1", errors="replace"), is_several=True)

@@ -14,6 +14,8 @@ import aiohttp
 from aiohttp import hdrs
 from ws2api.gateway.http_wire import MAX_REPLY_HEAD_BYTES
 from ws2api.gateway.settings import ApiUrl, Settings
+from ws2api.gateway.tracer import Tracer
+from ws2api.gateway.traces import REQUEST
 from yarl import URL
 
 from .disconnect_queue import Disconnect
@@ -45,6 +47,8 @@ class Outcome:
 
     verdict: Verdict
     reason: str
+    status: int = 0
+    """That of the answer; 0 when there was none."""
 
 
 class _Era:
@@ -73,11 +77,13 @@ class ApiClient:
     Args:
         settings: the API's address, authorities and timeouts.
         connections: how many there may be.
+        tracer: notes each DELETE while somebody wants to see it; None for nobody.
     """
 
-    def __init__(self, settings: Settings, connections: int) -> None:
+    def __init__(self, settings: Settings, connections: int, tracer: Tracer | None = None) -> None:
         self._settings = settings
         self._connections = connections
+        self._tracer = tracer
         self._api = settings.api
         self._max_body_bytes = int(settings.max_message_size)
         self._era = self._begin_era()
@@ -106,6 +112,23 @@ class ApiClient:
 
     async def report(self, disconnect: Disconnect) -> Outcome:
         """Send the DELETE of one disconnect; never raises for what an API or a network may do."""
+        if self._tracer is None:
+            return await self._send_in_era(disconnect)
+        began = time.monotonic()
+        outcome = await self._send_in_era(disconnect)
+        if self._tracer.look():
+            self._tracer.note(
+                REQUEST,
+                "DELETE",
+                disconnect.client_id,
+                outcome.status,
+                took_us=int((time.monotonic() - began) * 1e6),
+                request_bytes=len(disconnect.reason),
+                reason="" if outcome.verdict is Verdict.TAKEN else outcome.reason,
+            )
+        return outcome
+
+    async def _send_in_era(self, disconnect: Disconnect) -> Outcome:
         if time.monotonic() >= self._era.ends_at:
             old, self._era = self._era, self._begin_era()
             await old.leave()
@@ -159,8 +182,9 @@ class ApiClient:
 def _judge(status: int) -> Outcome:
     text = f"status {status}"
     if 200 <= status < 300:
-        return Outcome(Verdict.TAKEN, text)
-    return Outcome(Verdict.BROKEN if status == _UNAVAILABLE else Verdict.REFUSED, text)
+        return Outcome(Verdict.TAKEN, text, status)
+    verdict = Verdict.BROKEN if status == _UNAVAILABLE else Verdict.REFUSED
+    return Outcome(verdict, text, status)
 
 
 def _url(api: ApiUrl, client_id: bytes) -> URL:

@@ -19,6 +19,7 @@ from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.counters import BANKS, Counters
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import PROGRAM, Settings, SettingsError, doubts, load
+from ws2api.gateway.traces import Traces
 
 from . import admin, embedded, listeners, process, profiles_folder, redis_check, standard_streams
 from .api_check import find_fault
@@ -111,7 +112,11 @@ def _compose(
     settings = configuration.settings  # of the start; a child takes those in force when it begins
     counters = Counters(settings.workers)
     shared = SharedState(
-        counters, Recent(settings.workers, BANKS), AddressTable(settings.workers), profiles
+        counters,
+        Recent(settings.workers, BANKS),
+        AddressTable(settings.workers),
+        Traces(settings.workers, BANKS),
+        profiles,
     )
     redis_url = server.url if server is not None else settings.redis
     started_s = time.time()
@@ -132,6 +137,7 @@ def _compose(
                 counters=counters,
                 recent=shared.recent,
                 addresses=shared.addresses,
+                traces=shared.traces,
                 profiles=shared.profiles,
             ),
         )

@@ -24,6 +24,7 @@ from ws2api.gateway import counters as c
 from ws2api.gateway.backoff import backoff
 from ws2api.gateway.disconnects import LEASE_S, LEASES, TAKE_OVER
 from ws2api.gateway.settings import Settings
+from ws2api.gateway.tracer import Tracer
 
 from .api_client import ApiClient
 from .clock_agreement import ClockAgreement
@@ -105,6 +106,7 @@ class Reaper:
         trust_s: for how long Redis must have answered without a break, and its clock have agreed
             with this process', before a lease that has run out is believed: in that time every
             worker that lives has renewed its own.
+        tracer: notes each DELETE while somebody wants to see it; None for nobody.
     """
 
     def __init__(
@@ -116,8 +118,10 @@ class Reaper:
         figures: memoryview,
         *,
         trust_s: float = LEASE_S,
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._prefix = settings.redis_prefix
         self._family = f"{instance}-"
         self._living = living
@@ -159,7 +163,7 @@ class Reaper:
 
     def start(self) -> None:
         """Begin; a Redis or an API that is not there is waited for."""
-        self._api = ApiClient(self._settings, MAX_AT_ONCE)
+        self._api = ApiClient(self._settings, MAX_AT_ONCE, self._tracer)
         self._delivery = Delivery(self._queue, self._api, self._settings.reap_rate, self._figures)
         self._undisturbed_since = self._heard_at = time.monotonic()
         self._clock = ClockAgreement(self._trust_s, self._heard_at)

@@ -25,6 +25,7 @@ from ws2api.gateway import disconnects, logs
 from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Address, load
+from ws2api.gateway.traces import Traces
 from ws2api.gateway.verbosity import Verbosity
 from ws2api.supervisor import admin, admin_port, process
 from ws2api.supervisor.admin_port import AdminPort
@@ -64,7 +65,9 @@ def counters() -> c.Counters:
 
 def share(counters: c.Counters) -> SharedState:
     workers = counters.workers
-    return SharedState(counters, Recent(workers, c.BANKS), AddressTable(workers), Path())
+    return SharedState(
+        counters, Recent(workers, c.BANKS), AddressTable(workers), Traces(workers, c.BANKS), Path()
+    )
 
 
 def port(counters: c.Counters, redis_url: str, *options: str) -> AdminPort:

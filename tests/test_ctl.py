@@ -685,6 +685,80 @@ class TestProfile:
         run("profile", "--worker=0", "--output=-", "--json").assert_failed(2, "--output -")
 
 
+class TestTail:
+    LINES = (
+        {
+            "time_s": 1763870000.25,
+            "worker": 1,
+            "kind": "request",
+            "method": "POST",
+            "client": "ann",
+            "status": 200,
+            "ms": 1.25,
+            "request_bytes": 5,
+            "reply_bytes": 1024,
+            "reason": None,
+        },
+        {"lost": 3, "worker": 0},
+        {
+            "time_s": 1763870001.0,
+            "worker": None,
+            "kind": "request",
+            "method": "DELETE",
+            "client": "bob",
+            "status": None,
+            "ms": None,
+            "request_bytes": 0,
+            "reply_bytes": 0,
+            "reason": "no\x1banswer",
+        },
+    )
+    STREAM = "\n" + "".join(f"{json.dumps(line)}\n\n" for line in LINES)
+
+    def test_shows_a_line_each(self, run: Run, admin: FakePort) -> None:
+        admin.answer("GET /tail", self.STREAM)
+        assert run("tail").status == 3  # the stream has ended: the gateway is gone
+        assert "has ended" in run.err
+        first, lost, last = run.out.splitlines()
+        assert " ".join(first.split()) == (
+            "03:53:20.250Z worker 1 request POST ann 200 1.25 ms 5 B in 1,024 B out"
+        )
+        assert lost.startswith("3 lines of worker 0 were lost")
+        assert " ".join(last.split()) == (
+            "03:53:21.000Z admin request DELETE bob - - no\\x1banswer"
+        )
+
+    def test_of_one_client(self, run: Run, admin: FakePort) -> None:
+        admin.answer("GET /tail/b%C3%B6b", self.STREAM)
+        run("tail", "b%c3%b6b", "--json")
+        *lines, end = map(json.loads, run.out.splitlines())
+        assert lines == list(self.LINES)
+        assert "has ended" in end["error"]
+
+    def test_needs_the_admin_token(self, run: Run, admin: FakePort) -> None:
+        admin.answer("GET /tail", {"error": "a bearer token is required"}, 401)
+        run("tail").assert_failed(1, "--admin-token")
+
+    def test_ends_with_ctrl_c(self) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = "http://{}:{}".format(*server.getsockname())
+            with subprocess.Popen(
+                [*INTERRUPTIBLE, "tail", "--admin", url],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            ) as process:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(head + json.dumps(self.LINES[0]).encode() + b"\n")
+                    assert process.stdout is not None
+                    assert b"ann" in process.stdout.readline()  # not kept until there is more
+                    process.send_signal(signal.SIGINT)
+                    _, errors = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, errors) == (0, b"")
+
+
 class TestErrors:
     def test_are_listed(self, run: Run, admin: FakePort) -> None:
         other = ERROR | {"client": None}

@@ -281,7 +281,7 @@ def test_error_that_is_too_long_is_kept_as_far_as_it_fits(lines: list[Any]) -> N
 
 
 def test_refusal_is_logged_with_its_reason(lines: list[Any]) -> None:
-    Noted().journal.refused("connect refused", b"tom", 401, "the API said no", "192.0.2.7")
+    Noted().journal.connect_refused(b"tom", 401, "the API said no", "192.0.2.7")
     assert lines == [
         {
             "event": "connect refused",
@@ -297,8 +297,8 @@ def test_refusal_is_logged_with_its_reason(lines: list[Any]) -> None:
 def test_refusals_are_logged_seldom_and_the_others_counted(lines: list[Any]) -> None:
     noted = Noted()
     for _ in range(AT_ONCE + 3):
-        noted.journal.refused("push refused", b"tom", 404, "no such client", "")
-    noted.journal.refused("push refused", b"", 401, "a bearer token is required", "")
+        noted.journal.push_refused(b"tom", 404, "no such client", "")
+    noted.journal.push_refused(b"", 401, "a bearer token is required", "")
     assert [line["status"] for line in lines] == [404] * AT_ONCE + [401]
     noted.clock.advance(11)
     assert lines[AT_ONCE + 1 :] == [
@@ -310,5 +310,5 @@ def test_refusals_are_logged_seldom_and_the_others_counted(lines: list[Any]) -> 
             "count": 3,
         }
     ]
-    noted.journal.refused("push refused", b"tom", 404, "no such client", "")
+    noted.journal.push_refused(b"tom", 404, "no such client", "")
     assert lines[-1]["event"] == "push refused"

@@ -17,6 +17,7 @@ from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.profiling import Profiler
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import load
+from ws2api.gateway.traces import Traces
 from ws2api.supervisor.errors import RequestError
 from ws2api.supervisor.operations import Operations
 from ws2api.supervisor.shared_state import SharedState
@@ -41,7 +42,7 @@ def shared(tmp_path: Path) -> SharedState:
     counters = c.Counters(1)
     slot = counters.bank(0, 0)
     slot[c.STATE], slot[c.PID], slot[c.FORK] = c.STATE_SERVING, PID, 1
-    return SharedState(counters, Recent(1, c.BANKS), AddressTable(1), tmp_path)
+    return SharedState(counters, Recent(1, c.BANKS), AddressTable(1), Traces(1, c.BANKS), tmp_path)
 
 
 @pytest.fixture

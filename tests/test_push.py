@@ -135,7 +135,7 @@ class Api:
         self.slot = Counters(1).bank(0, 0)
         self.sweeper = FakeSweeper()
         self.asks: list[Ask] = []
-        self.refused: list[tuple[str, bytes, int, str, str]] = []
+        self.refused: list[tuple[bytes, int, str, str]] = []
         self._route = route
         self.hub = PushHub(
             slot=self.slot,
@@ -370,14 +370,14 @@ def test_looking_up_and_closing_are_no_pushes(wire: bytes, outcome: int) -> None
 def test_refused_push_is_noted(wire: bytes, noted: tuple[bytes, int, str] | None) -> None:
     api = Api(lambda ask: ask.finish(outcomes.NOT_FOUND, b""))
     api.sends(wire)
-    assert api.refused == ([("push refused", *noted, "192.0.2.7")] if noted else [])
+    assert api.refused == ([(*noted, "192.0.2.7")] if noted else [])
 
 
 def test_push_without_the_token_is_noted_by_the_id_that_it_meant() -> None:
     api = Api(ok, token="s3cret")
     api.sends(request())
     text = "a bearer token is required"
-    assert api.refused == [("push refused", b"me", 401, text, "192.0.2.7")]
+    assert api.refused == [(b"me", 401, text, "192.0.2.7")]
 
 
 def test_push_that_is_done_is_not_noted() -> None:

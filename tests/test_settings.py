@@ -60,6 +60,7 @@ A_VALUE = {
     "allow_origin": ("https://*.example", ("https://*.example",)),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
+    "log_requests": ("true", True),
     "cpuprofile": ("/tmp/cpu", Path("/tmp/cpu")),
     "memprofile": ("/tmp/memory", Path("/tmp/memory")),
     "config": ("", None),

@@ -14,6 +14,7 @@ from ws2api.gateway.counters import Counters
 from ws2api.gateway.errors import RedisNotAsked
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Settings
+from ws2api.gateway.traces import Traces
 from ws2api.gateway.worker import Assignment, Worker
 
 SUBSCRIBED = [b"subscribe", b"ws2api:w:worker", 1]
@@ -56,6 +57,7 @@ class Rig:
             counters=Counters(1),
             recent=Recent(1, 1),
             addresses=AddressTable(1),
+            traces=Traces(1, 1),
             profiles=Path(),
         )
         self._worker = Worker(Settings(workers=1), assignment, self.loop)

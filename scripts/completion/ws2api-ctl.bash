@@ -10,7 +10,7 @@ _ws2api_ctl() {
         case ${COMP_WORDS[i]} in
             --admin | --push | --admin-token | --push-token | --config | --timeout | --limit | --cursor | --worker | --file | --generation | --code | --reason | --kind | --seconds | --output)
                 i=$((i + 1)) ;;
-            status | clients | client | push | close | drain | reload | profile | errors)
+            status | clients | client | tail | push | close | drain | reload | profile | errors)
                 command=${COMP_WORDS[i]}
                 break ;;
         esac
@@ -29,13 +29,14 @@ _ws2api_ctl() {
                 status) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --watch' ;;
                 clients) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --limit --cursor --all --worker' ;;
                 client) words='-h --help --admin --push --admin-token --push-token --config --timeout --json' ;;
+                tail) words='-h --help --admin --push --admin-token --push-token --config --timeout --json' ;;
                 push) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --file --binary --generation' ;;
                 close) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --code --reason' ;;
                 drain) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --off --worker --wait' ;;
                 reload) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --wait' ;;
                 profile) words='-h --help --admin --push --admin-token --push-token --config --timeout --json --worker --kind --seconds --output' ;;
                 errors) words='-h --help --admin --push --admin-token --push-token --config --timeout --json' ;;
-                *) words='status clients client push close drain reload profile errors -h --help --admin --push --admin-token --push-token --config --timeout --json --version' ;;
+                *) words='status clients client tail push close drain reload profile errors -h --help --admin --push --admin-token --push-token --config --timeout --json --version' ;;
             esac ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")

@@ -150,6 +150,12 @@ def _declare_clients(parser: Parser) -> None:
     )
 
 
+def _declare_tail(parser: Parser) -> None:
+    parser.add_argument(
+        "id", metavar="ID", nargs="?", help="only of this client, percent-encoded; else of all"
+    )
+
+
 def _declare_client(parser: Parser) -> None:
     _add_id(parser)
 
@@ -232,6 +238,7 @@ _COMMANDS: Final = (
     ("status", "Show the gateway, its workers and what they have done", _declare_status),
     ("clients", "List clients, of all hosts that share the Redis", _declare_clients),
     ("client", "Show one client: where it is, since when, its traffic", _declare_client),
+    ("tail", "Show requests to the API and pushes as they happen", _declare_tail),
     ("push", "Send a message to a client", _declare_push),
     ("close", "Close a client's connection", _declare_close),
     ("drain", "Turn /readyz red, so that load balancers send nobody new", _declare_drain),

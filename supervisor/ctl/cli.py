@@ -16,7 +16,7 @@ from .. import standard_streams
 from . import views
 from .access import find_access
 from .arguments import MAX_PAGE, PROGRAM, parse
-from .client import Port, Request
+from .client import Port, Request, parse_object
 from .errors import (
     EXIT_DONE,
     EXIT_REFUSED,
@@ -31,6 +31,7 @@ from .tables import Part, Screen, clean, encode_json
 _EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 _EXIT_BROKEN_PIPE: Final = 141  # and for SIGPIPE
 _POLL_S: Final = 0.2
+_SILENCE_S: Final = 10.0
 _BINARY: Final = "application/octet-stream"
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -217,6 +218,33 @@ def _client(session: Session) -> int:
     return EXIT_DONE if client.get("connected") else EXIT_REFUSED
 
 
+def _tail(session: Session) -> int:
+    """Show what happens, line by line; Ctrl-C is the way to end it."""
+    path = session.client_path() if session.options.id is not None else ""
+    # An empty line comes now and then: without any for so long, nobody is there any more.
+    request = Request("GET", f"/tail{path}", work_s=_SILENCE_S)
+    with contextlib.suppress(KeyboardInterrupt):
+        with session.admin.download(request) as pieces:
+            for line in _lines(pieces):
+                if session.options.json:
+                    print(encode_json(line))
+                else:
+                    print(clean(views.show_trace(line)))
+                sys.stdout.flush()
+        raise UnreachableError(f"{session.admin} has ended; was it reloaded?")
+    return EXIT_DONE
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[Object]:
+    """Yield the JSON object of each line as soon as it is whole."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line and (found := parse_object(line)) is not None:
+                yield found
+
+
 def _ask_push_port(session: Session, path: str) -> Object:
     """Return what the admin port would tell, without the last close."""
     connection = None
@@ -369,6 +397,7 @@ _COMMANDS: Final[dict[str, Callable[[Session], int]]] = {
     "status": _status,
     "clients": _clients,
     "client": _client,
+    "tail": _tail,
     "push": _push,
     "close": _close,
     "drain": _drain,

@@ -80,7 +80,7 @@ class Port:
         self, method: str, path: str, query: Mapping[str, object] | None = None
     ) -> dict[str, Any]:
         """Do as `ask` does; return the JSON object that the gateway answered."""
-        value = _parse_object(self.ask(Request(method, path, query)))
+        value = parse_object(self.ask(Request(method, path, query)))
         if value is None:
             raise UnreachableError(f"{self} answers {method} {path} as no gateway does")
         return value
@@ -164,7 +164,7 @@ class Port:
     def _refusal(self, request: Request, status: int, body: bytes) -> RefusedError:
         """Put a status that is not one of success into words."""
         access = self.access
-        told = _parse_object(body) or {}
+        told = parse_object(body) or {}
         text = told.get("error") or _first_line(body) or http.client.responses.get(status, "")
         if status == 401 and access.token is None:
             text = f"the {access.port} wants a token: give it with {access.token_hint}"
@@ -198,7 +198,8 @@ def _cut_after(timeout_s: float, connection: http.client.HTTPConnection) -> Iter
         raise TimeoutError
 
 
-def _parse_object(body: bytes) -> dict[str, Any] | None:
+def parse_object(body: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that bytes are; None if they are none."""
     try:
         value = json.loads(body)
     except ValueError:  # also for bytes that are no UTF-8

@@ -92,6 +92,30 @@ def show_client(client: Object) -> list[Part]:
     return parts
 
 
+def show_trace(trace: Object) -> str:
+    """Show one request to the API, one push or one refused connect in a line."""
+    worker = "admin" if trace.get("worker") is None else f"worker {trace['worker']}"
+    if "lost" in trace:
+        return f"{trace['lost']} lines of {worker} were lost: more happens than can be shown"
+    sizes = "  ".join(
+        f"{trace[name]:,} B {way}"
+        for name, way in (("request_bytes", "in"), ("reply_bytes", "out"))
+        if trace.get(name)
+    )
+    words = (
+        _moment(trace.get("time_s")),
+        f"{worker:<8}",
+        f"{_plain(trace.get('kind')):<7}",
+        f"{_plain(trace.get('method')):<6}",
+        _plain(trace.get("client")),
+        _plain(trace.get("status")),
+        _milliseconds(trace.get("ms")),
+        sizes,
+        trace.get("reason") or "",
+    )
+    return "  ".join(word for word in words if word)
+
+
 def show_errors(errors: Sequence[Object]) -> list[Part]:
     """Show the latest errors."""
     columns = (
@@ -308,6 +332,14 @@ def _clock(time_s: float | None) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(time_s)) if time_s else _NONE
     except (OverflowError, OSError, ValueError):  # no year of any calendar
         return str(time_s)
+
+
+def _moment(time_s: float | None) -> str:
+    """Write the time of a moment of today in UTC, to the millisecond."""
+    if time_s is None:
+        return _NONE
+    clock = time.strftime("%H:%M:%S", time.gmtime(time_s))
+    return f"{clock}.{int(time_s * 1000) % 1000:03}Z"
 
 
 def _since(generation: int | None) -> str:

@@ -43,7 +43,7 @@ SETTINGS: Final = hypothesis.settings(
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 # Never ends by itself; or takes its time; or replaces what the other requests need.
-ONE_BY_ONE: Final = ("events", "profile", "reload", "replaceWorker")
+ONE_BY_ONE: Final = ("events", "tail", "tailClient", "profile", "reload", "replaceWorker")
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,19 @@ def test_events_carry_the_status(gateway: GatewayProcess) -> None:
     status = json.loads(gateway.admin_get("/status").body)
     assert event.keys() == status.keys()
     assert event["workers"][0].keys() == status["workers"][0].keys()
+
+
+def test_tail_carries_traces(gateway: GatewayProcess) -> None:
+    trace = document("openapi-admin.yaml")["components"]["schemas"]["Trace"]
+    viewer = gateway.push_client(gateway.admin_address, token=TOKEN)
+    viewer.send("GET", "/tail/nobody")
+    viewer.stream.read_through(b"\r\n\r\n")
+    push = gateway.push_client(token=TOKEN)
+    assert push.push("nobody", "hello").status == 404
+    while not (line := viewer.stream.read_through(b"\n").strip()).startswith(b"{"):
+        pass  # the size of a chunk
+    viewer.close()
+    assert set(json.loads(line)) == set(trace["properties"]) == set(trace["required"])
 
 
 def document(name: str) -> Any:

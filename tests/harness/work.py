@@ -37,6 +37,7 @@ from ws2api.gateway.address_limit import AddressTable
 from ws2api.gateway.counters import Counters
 from ws2api.gateway.recent import Recent
 from ws2api.gateway.settings import Settings
+from ws2api.gateway.traces import Traces
 from ws2api.gateway.worker import Assignment, Worker
 
 from .looping import VirtualLoop
@@ -279,6 +280,7 @@ class Rig:
             counters=Counters(1),
             recent=Recent(1, 1),
             addresses=AddressTable(1),
+            traces=Traces(1, 1),
             profiles=Path(),
         )
         self._worker = Worker(settings, assignment, self.loop)
