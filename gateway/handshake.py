@@ -188,6 +188,8 @@ class RequestHead:
             raise HeadTooLarge("the request line exceeds 8 KiB")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._complete:
+            return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         self._count += 1
         if self._count > MAX_HEADERS or len(name) + len(value) > MAX_LINE_BYTES:
             raise HeadTooLarge("a header exceeds 8 KiB, or there are more than 100")

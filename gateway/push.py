@@ -454,6 +454,8 @@ class PushConnection(asyncio.Protocol):
 
         The parser would do the latter itself, but not of a request that offers an upgrade.
         """
+        if self._is_old:  # 6.1: whoever passed it on may have seen its end elsewhere
+            self._refuse(outcomes.BAD_REQUEST, b"HTTP/1.0 has no Transfer-Encoding\n")
         names = _names(self._transfer_codings, b"")
         if names[-1:] != [b"chunked"]:
             self._refuse(outcomes.BAD_REQUEST, b"the last Transfer-Encoding must be chunked\n")

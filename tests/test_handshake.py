@@ -122,6 +122,13 @@ def test_plain_request_is_no_upgrade() -> None:
     assert head.has_body
 
 
+@pytest.mark.parametrize("trailer", [b"X-A: b\r\n", b"Upgrade: websocket\r\n", b"Host: b\r\n"])
+def test_trailer_is_no_header(trailer: bytes) -> None:
+    head = b"POST /me HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    read = head_of(head + b"0\r\n" + trailer + b"\r\n")
+    assert read.headers == {b"host": b"a", b"transfer-encoding": b"chunked"}
+
+
 def test_upgrade_to_something_else_does_not_want_a_websocket() -> None:
     head = head_of(upgrade("/me", {"Upgrade": "h2c"}))
     assert head.is_upgrade

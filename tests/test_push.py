@@ -1100,6 +1100,17 @@ def test_body_whose_end_nobody_knows_is_refused(
         assert_refused_for_good(api, 400)
 
 
+@pytest.mark.parametrize("upgrade", [(), UPGRADE], ids=["plain", "upgrade"])
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_old_client_has_no_transfer_coding(connection: str, upgrade: tuple[str, ...]) -> None:
+    lines = (f"Connection: {connection}", *upgrade, "Transfer-Encoding: chunked", "", "")
+    wire = "\r\n".join(("POST /me HTTP/1.0", *lines)).encode() + b"2\r\nhi\r\n0\r\n\r\n"
+    for pieces in ([wire], bytes_of(wire)):
+        api = Api()
+        api.sends(*pieces)
+        assert_refused_for_good(api, 400)
+
+
 @pytest.mark.parametrize("value", ["Chunked", " , chunked", "chunked "])
 def test_chunked_may_be_written_in_any_way(value: str) -> None:
     api = Api(ok)
