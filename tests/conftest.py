@@ -1,4 +1,7 @@
-"""Start the slowest files first, so that no process is left alone with one of them at the end."""
+"""Order the tests, and let none of them depend on how busy the machine is.
+
+The slowest files start first, so that no process is left alone with one of them at the end.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import settings
+
+# An example that takes its time is no fault: the machine may be busy.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 TESTS: Final = Path(__file__).parent
 
