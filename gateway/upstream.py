@@ -420,7 +420,8 @@ class Upstream:
             _LATENCIES[exchange.event].observe(self._slot, took_us)
             self._pool.discard(connection)
             self._breaker.on_nothing(connection.sent_at)
+            error = ApiTimeout("the API did not answer in time")
             if exchange.event == DISCONNECT:
-                self._line.departures.on_answer(exchange, now, taken=False)
+                self._retry_or_fail(exchange, error, was_seen=True)
             else:
-                self._line.fail_soon(exchange, ApiTimeout("the API did not answer in time"))
+                self._line.fail_soon(exchange, error)

@@ -7,10 +7,11 @@ from typing import Any, cast
 import pytest
 import structlog
 from harness.looping import in_loop
-from harness.upstream import Gateway, gateway
+from harness.upstream import API_TIMEOUT_S, TICK_S, Gateway, gateway
 from ws2api.gateway import outcomes
 from ws2api.gateway.ask import Ask
 from ws2api.gateway.counters import Counters
+from ws2api.gateway.exchange import CONNECT, DISCONNECT, MESSAGE
 from ws2api.gateway.line import Line
 from ws2api.gateway.push import PushConnection, PushHub
 from ws2api.gateway.sweeper import Sweeper
@@ -183,6 +184,23 @@ async def test_notes_a_request_that_was_never_sent() -> None:
         (trace,) = traced.new
         assert summary(trace) == ("request", "GET", "ann", 0, str(error))
         assert trace.took_us == -1
+
+
+@pytest.mark.parametrize("event", [CONNECT, MESSAGE, DISCONNECT])
+@in_loop
+async def test_notes_an_answer_that_does_not_come_in_time(event: int) -> None:
+    async with gateway() as gw:
+        traced = Traced(gw)
+        traced.watches()
+        gw.submits(event, "ann")
+        request = await gw.api.next()
+        gw.advance(API_TIMEOUT_S + 2 * TICK_S)
+        await request.is_given_up()
+        (trace,) = traced.new
+        assert summary(trace) == (
+            *("request", request.method, "ann", 0),
+            "the API did not answer in time",
+        )
 
 
 @in_loop
