@@ -74,6 +74,17 @@ class Destination:
             sock.close()
             raise
 
+    async def reach(self, loop: asyncio.AbstractEventLoop) -> socket.socket | None:
+        """Return a socket that is connected; None if there is but one address, to nobody yet.
+
+        Raises:
+            OSError: if no address can be connected to, with the cause if it is the same for all.
+        """
+        if self._is_literal:
+            return None
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        return await self._race(loop, found) if len(found) > 1 else None
+
     async def _race(
         self, loop: asyncio.AbstractEventLoop, found: list[AddressInfo]
     ) -> socket.socket:

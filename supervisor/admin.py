@@ -9,7 +9,6 @@ import socket
 from typing import Final
 
 import structlog
-import uvloop
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from ws2api.gateway import counters as c
@@ -22,6 +21,7 @@ from .api_check import find_fault
 from .connection_limit import KEEPALIVE_S, ConnectionLimit
 from .errors import EXIT_OK, EXIT_UNCLEAN
 from .listeners import BACKLOG
+from .loop import Loop
 from .reaper import Reaper
 from .shared_state import SharedState
 
@@ -50,7 +50,7 @@ def run(
         settings: the options.
         instance: what the ids of this supervisor's workers begin with, up to a dash.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=Loop) as runner:
         left = runner.run(
             _serve(listener, push_address, shared, redis_url, started_s, settings, instance)
         )

@@ -27,6 +27,7 @@ from .configuration import Configuration, check_authorities
 from .embedded import EmbeddedServer, find_server
 from .errors import EXIT_GAVE_UP, EXIT_OK, EXIT_USAGE, GaveUpError, StartError
 from .listeners import Listeners
+from .loop import Loop
 from .notify import Notifier
 from .parts import Parts
 from .shared_state import SharedState
@@ -74,8 +75,9 @@ def _check(settings: Settings) -> int:
     redis = _try_redis(settings)
     bound = listeners.bind(settings)
     bound.close()
-    if fault := asyncio.run(find_fault(settings)):  # at a start the admin process looks
-        _log.warning(fault)
+    with asyncio.Runner(loop_factory=Loop) as runner:  # at a start the admin process looks
+        if fault := runner.run(find_fault(settings)):
+            _log.warning(fault)
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     print(
         f"ok: {workers}, clients {bound.client_address}, pushes {bound.push_address}, "
