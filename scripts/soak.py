@@ -37,6 +37,8 @@ SETTLED_S: Final = 180.0
 """The longest that it may take until everybody is back and every end reported."""
 UNREAD_PER_BREAK: Final = 5
 """Pushes that a client may leave unread when its connection breaks, on average."""
+ALLOWED: Final = "its API had allowed it (Ws2api-Retry: safe)"
+"""The only cause for which a message may be processed twice."""
 
 Rows = list[tuple[str, str]]
 
@@ -164,12 +166,11 @@ class Soak:
     def _report(
         self, lanes: list[Lane], before: dict[str, Weight], after: dict[str, Weight]
     ) -> None:
-        cut = self._world.to_api.connections_cut
-        ends = self._traffic.fleet.ends
+        ends, twice = self._traffic.fleet.ends, self._duplicates()
         broken = sum(count for reason, count in ends.items() if reason != "close")
         ledger = self._traffic.ledger(
             may_give_up=self._count_failed_messages(),
-            may_repeat=cut,
+            may_repeat=twice[ALLOWED],
             may_be_unread=UNREAD_PER_BREAK * broken,
         )
         self.problems += ledger.problems + compare(before, after)
@@ -181,19 +182,16 @@ class Soak:
         _print("connections ended, as the clients saw it", ends)
         for account in ledger.accounts:
             _print(account.name, account)
-        _print("messages processed twice, by cause", self._duplicates())
+        _print("messages processed twice, by cause", twice)
         _print("requests of the gateway", self._requests())
         display_module.print_table("processes, before and after", _weights(before, after))
 
     def _duplicates(self) -> dict[str, int]:
-        counts = {
-            "its API had allowed it (Ws2api-Retry: safe)": 0,
-            "nothing had allowed it": 0,
-        }
-        allowed, cut = counts
+        counts = {ALLOWED: 0, "nothing had allowed it": 0}
+        allowed, other = counts
         for life in self._traffic.api.snapshot():
             twice = len(life.posts) - len({sequence for sequence, _ in life.posts})
-            counts[allowed if may_be_repeated(life.client_id) else cut] += twice
+            counts[allowed if may_be_repeated(life.client_id) else other] += twice
         return counts
 
     def _requests(self) -> dict[str, int]:
