@@ -29,7 +29,7 @@ REQUEST: Final = "request"
 PUSH: Final = "push"
 """A request on the push port."""
 CONNECT: Final = "connect"
-"""A connect that the gateway refused by itself, or the API did."""
+"""A connect that the gateway refused by itself."""
 _KINDS: Final = (REQUEST, PUSH, CONNECT)
 
 # Monotonic time in µs until which the viewer is there, length of its id, id.

@@ -32,6 +32,8 @@ async def find_fault(settings: Settings) -> str:
     except OSError as error:
         is_system = error.errno is not None and error.errno > 0
         reason = os.strerror(error.errno or 0) if is_system else error.strerror or _text(error)
+    except ValueError:  # the codec's, of a label that is empty or too long
+        reason = "no host can have this name"
     else:
         return ""
     return f"api: cannot reach {api}: {reason}"

@@ -50,6 +50,11 @@ def test_api_whose_name_nobody_knows() -> None:
     )
 
 
+def test_api_whose_name_no_host_can_have() -> None:
+    url = "http://api..example/"
+    assert fault(url) == f"api: cannot reach {url}: no host can have this name"
+
+
 def test_api_that_speaks_no_tls() -> None:
     def answer() -> None:
         connection, _ = server.accept()
