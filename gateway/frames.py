@@ -29,6 +29,7 @@ BINARY: Final = 0x82
 _PING: Final = 0x89
 _PONG: Final = 0x8A
 _CLOSE: Final = 0x88
+_PINGS: Final = (_PING, _PONG)
 PING_FRAME: Final = b"\x89\x00"
 
 # Two bytes of header and four of mask: what a frame with up to 125 bytes of payload adds to it.
@@ -232,14 +233,15 @@ class FrameReader:
 
     def next_event(self) -> Event | None:
         """Return the next event, or None when more bytes are needed."""
-        while len(self._buffer) >= 2:
-            if (error := _header_error(self._buffer[0], self._buffer[1])) is not None:
+        buffer = self._buffer
+        while len(buffer) >= 2:
+            if (error := _header_error(buffer[0], buffer[1])) is not None:
                 return self._fail(CloseCode.PROTOCOL_ERROR, error)
             end = self._frame_end()
             if end is None:
                 return None
-            frame = bytes(self._buffer[:end])
-            del self._buffer[:end]
+            frame = bytes(buffer[:end])
+            del buffer[:end]
             if self._scanned:
                 self._scanned -= end
             event = self._take(frame)
@@ -271,10 +273,17 @@ class FrameReader:
     def _take(self, frame: bytes) -> Event | None:
         if self._protocol is None and (payload := self._whole(frame)) is not None:
             return self._message(frame[0], payload)
-        if self._protocol is None and frame[0] in (_PING, _PONG):
+        if self._protocol is None and frame[0] in _PINGS:
             # The header is checked. A library's object for each would cost ten times as much,
             # and a client may send thousands.
             return Pong() if frame[0] == _PONG else Answer(_pong(frame))
+        if self._protocol is None and frame[0] == _CLOSE:
+            known = _PLAIN_CLOSES.get(apply_mask(frame[_SMALL_OVERHEAD:], frame[2:_SMALL_OVERHEAD]))
+            if known is not None:
+                self._protocol, closed = known
+                self._buffer.clear()
+                self._scanned = 0
+                return closed
         protocol = self._library()
         closing_already = protocol.state is not OPEN
         if frame[0] & 0x0F == Opcode.CLOSE:
@@ -410,3 +419,19 @@ def is_utf8(payload: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _plain_close(payload: bytes) -> tuple[ServerProtocol, Closed]:
+    """Return the library's state after a close frame that it has answered, and what that was."""
+    protocol = ServerProtocol(state=OPEN, logger=_silent)
+    protocol.receive_data(bytes((_CLOSE, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
+    protocol.events_received()
+    wire = b"".join(protocol.data_to_send())
+    received = protocol.close_rcvd
+    assert received is not None
+    return protocol, Closed(int(received.code), received.reason, wire, False)
+
+
+# Nearly every connection that a client closes ends with one of these payloads: 1000 or 1001 without
+# a reason. The library's objects, which do nothing any more but to drop what comes, are shared.
+_PLAIN_CLOSES: Final = {payload: _plain_close(payload) for payload in (b"\x03\xe8", b"\x03\xe9")}
