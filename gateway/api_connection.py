@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final, Protocol, cast
 
@@ -53,6 +54,8 @@ class ApiConnection(asyncio.Protocol):
         self._pool = pool
         self._reply = ReplyReader(max_reply_size, known)
         self.transport: asyncio.Transport | None = None
+        # The transport's method, looked up once; there is none before.
+        self._write: Callable[[bytes], None]
         self.exchange: Exchange | None = None
         self.sent_at = 0.0
         """Clock at which the exchange was sent, or at which the connection fell idle."""
@@ -71,10 +74,10 @@ class ApiConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be ready to send."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._write = self.transport.write
 
     def send(self, exchange: Exchange, now: float) -> None:
         """Write the request of an exchange; no other may be under way."""
-        assert self.transport is not None
         self.exchange = exchange
         self.sent_at = now
         if exchange.event != MESSAGE or not self._reply.is_fresh:
@@ -83,7 +86,7 @@ class ApiConnection(asyncio.Protocol):
         self.sent_ns = monotonic_ns()
         wire = exchange.wire
         self._written += len(wire)
-        self.transport.write(wire)
+        self._write(wire)
 
     def data_received(self, data: bytes) -> None:
         """Read the reply and hand it on when it is whole."""
@@ -93,7 +96,7 @@ class ApiConnection(asyncio.Protocol):
             self._pool.on_connection_lost(self, None, False)
             return
         reply = self._reply
-        if reply.is_fresh and exchange.event == MESSAGE and reply.recognise(data):
+        if reply.is_fresh and not reply.want_headers and reply.recognise(data):
             self.exchange = None
             self._pool.on_reply(self, exchange, reply)
             self.was_idle = True
@@ -107,7 +110,7 @@ class ApiConnection(asyncio.Protocol):
                 return
             reply.keep_alive = False
         if reply.complete:
-            if exchange.event == MESSAGE:
+            if not reply.want_headers:
                 reply.remember(data)
             if reply.keep_alive_s is not None:
                 self._pool.on_keep_alive(reply.keep_alive_s)

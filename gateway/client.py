@@ -91,7 +91,7 @@ class Client(Admission, asyncio.Protocol):
             if self._reader is None and self._reading:
                 payload = decode_whole(data)
                 if payload is not None and len(payload) <= self._hub.max_message_size:
-                    if data[0] == TEXT and not payload.isascii() and not is_utf8(payload):
+                    if not payload.isascii() and data[0] == TEXT and not is_utf8(payload):
                         self._read_frames(data)  # it knows how to refuse
                         return
                     self.on_message(data[0], payload)

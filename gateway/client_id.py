@@ -15,6 +15,8 @@ PCHAR: Final = rb"!$&'()*+,;=:@" + UNRESERVED
 _SEGMENT: Final = rb"(?:[%b]|%%[0-9A-Fa-f]{2})+" % PCHAR
 _CLIENT_ID: Final = re.compile(_SEGMENT)
 _SEGMENTS: Final = re.compile(rb"%b(?:/%b)*" % (_SEGMENT, _SEGMENT))
+PLAIN_TARGET: Final = re.compile(rb"/((?![.@])[%b]{1,%d})" % (PCHAR, MAX_CLIENT_ID_BYTES))
+"""Of an id that needs no closer look, as nearly all: nothing encoded, no `.` or `@` in front."""
 _ESCAPE: Final = re.compile(rb"%..")
 _UNESCAPED: Final = {
     b"%%%02X" % code: bytes((code,))

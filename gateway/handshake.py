@@ -12,6 +12,7 @@ from typing import Final
 import httptools
 from websockets.utils import accept_key
 
+from .client_id import PLAIN_TARGET
 from .client_paths import IDS, ClientPaths
 from .errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
 from .http_wire import ReplyReader
@@ -96,6 +97,8 @@ def split_target(target: bytes, paths: ClientPaths = IDS[False]) -> tuple[bytes,
         HandshakeError: if it is neither of origin nor of absolute form, or its path holds no client
             id.
     """
+    if paths.is_plain and (plain := PLAIN_TARGET.fullmatch(target)) is not None:
+        return plain[1], b""
     if not target.startswith(b"/"):
         target = to_origin_form(target)
         if not target.startswith(b"/"):

@@ -7,7 +7,7 @@ from typing import Final
 import httptools
 
 from .known_heads import KnownHeads
-from .media_type import BINARY_TYPE, charset_of, is_binary
+from .media_type import BINARY_TYPE, form_of
 from .reply_body import BodyUnusable, decode, keep_alive_s
 from .settings import ApiUrl
 
@@ -279,18 +279,18 @@ class ReplyReader:
         if self._begun:
             return  # a trailer field, which must not pass for a header (RFC 9110, 6.5.1)
         length = len(name)
-        self._head_size += length + len(value)
-        if self._head_size > MAX_REPLY_HEAD_BYTES:
-            raise ReplyTooLarge("reply head exceeds the limit")
+        self._head_size += length + len(value)  # checked at the end, `feed` bounds it until then
         if length >= 10:  # that is, in most replies, three headers of five
             if length == 12:
                 if name.lower() == b"content-type":
                     self.content_type = value
-                    self.is_text = not is_binary(value)
-                    self._charset = charset_of(value) if self.is_text else ""
+                    self.is_text, self._charset = form_of(value)
             elif length == 14:
                 if name.lower() == b"content-length":
                     self._framed = True
+            elif length == 10:
+                if b"timeout=" in value.lower() and name.lower() == b"keep-alive":
+                    self.keep_alive_s = keep_alive_s(value)
             elif length == 17:
                 if name.lower() == b"transfer-encoding":
                     # The last coding counts, also over several lines: another one than chunked
@@ -301,15 +301,14 @@ class ReplyReader:
             elif length == 16:
                 if name.lower() == b"content-encoding":
                     self._codings += b"," + value
-            elif length == 10:
-                if b"timeout=" in value.lower() and name.lower() == b"keep-alive":
-                    self.keep_alive_s = keep_alive_s(value)
             elif length == 11 and name.lower() == b"retry-after":
                 self.retry_after = value
         if self.want_headers:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._head_size > MAX_REPLY_HEAD_BYTES:
+            raise ReplyTooLarge("reply head exceeds the limit")
         self.status = self._parser.get_status_code()
         self._begun = True
 
@@ -335,7 +334,7 @@ class ReplyReader:
         if self._more is not None:
             self.body = bytes(self._more)
             self._more = None
-        if self.body and (self._codings or self._charset):
+        if (self._codings or self._charset) and self.body:
             self._decode()
         self.keep_alive = False
         self.complete = True

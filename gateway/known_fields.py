@@ -56,7 +56,7 @@ class KnownFields:
             return None
         code = known[1]
         # A method of bytes finds out whether all is ASCII, without the call of a function.
-        if code == TEXT and not body.isascii() and not is_utf8(body):
+        if not body.isascii() and code == TEXT and not is_utf8(body):
             return None
         return match[1], code, body
 

@@ -35,7 +35,7 @@ from .handshake import (
 from .http_wire import MAX_FRAMING
 from .known_fields import KnownFields
 from .media_type import charset_of, is_binary
-from .push_request import encode_answer, fill
+from .push_request import OK, encode_answer, fill
 from .sweeper import Sweeper
 
 _IDLE_TIMEOUT_S: Final = 75.0
@@ -567,6 +567,8 @@ class PushConnection(asyncio.Protocol):
 
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Return the HTTP answer to an outcome."""
+        if not (outcome or body or self._closing or request.wants_no_body or request.is_kept_alive):
+            return OK  # as nearly always
         if outcome and request.kind <= PUSH:  # not OK
             self._note_refusal(request, outcome, body)
         is_last = self._closing and bool(self._pending) and self._pending[-1] is request

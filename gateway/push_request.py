@@ -15,9 +15,10 @@ from .handshake import split_target
 
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5: 125 bytes less the code
 
-_OK: Final = (
+OK: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nok"
 )
+"""The answer to most pushes."""
 
 
 def fill(
@@ -102,7 +103,7 @@ def encode_answer(
         is_kept_alive: whether to say that it does not end.
     """
     if not (outcome or body or is_last or is_kept_alive) and with_body:  # OK is 0
-        return _OK
+        return OK
     status, text, _ = outcomes.ANSWERS[outcome]
     content_type = b"application/json" if body.startswith(b"{") else b"text/plain; charset=utf-8"
     extra = outcomes.HEADER_LINES.get(outcome, b"")

@@ -268,7 +268,7 @@ class Session:
     def _reply_back(self, is_text: bool, body: bytes) -> bool:
         """Write the API's answer to the client; tell whether that may be done."""
         slot = self._limits.slot
-        if is_text and not body.isascii() and not is_utf8(body):
+        if not body.isascii() and is_text and not is_utf8(body):
             # The client would have to fail the connection (RFC 6455, 8.1).
             slot[c.API_REPLIES_INVALID] += 1
             return False

@@ -52,6 +52,7 @@ _REQUEST_TIMEOUT: Final = 408
 
 # By event.
 _LATENCIES: Final = (c.CONNECT_LATENCY, c.MESSAGE_LATENCY, c.DISCONNECT_LATENCY)
+_MESSAGE_LATENCY: Final = c.MESSAGE_LATENCY
 
 
 class Upstream:
@@ -143,11 +144,12 @@ class Upstream:
     def on_reply(self, connection: ApiConnection, exchange: Exchange, reply: ReplyReader) -> None:
         """Reuse the connection and pass the answer on."""
         took_us = (monotonic_ns() - connection.sent_ns) // 1000
-        _LATENCIES[exchange.event].observe(self._slot, took_us)
         status = reply.status
         if exchange.event != MESSAGE or status > 204 or self._is_doubtful:
+            _LATENCIES[exchange.event].observe(self._slot, took_us)
             self._on_notable_reply(connection, exchange, reply)
             return
+        _MESSAGE_LATENCY.observe(self._slot, took_us)
         if not reply.keep_alive:
             self._pool.drop(connection)
         elif (self._queue or self._leaving) and (following := self._line.next()) is not None:

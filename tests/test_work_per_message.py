@@ -18,14 +18,14 @@ from harness.work import AT_ONCE, Rig, Work, count, idle_bytes, operations
 SEEN_ON: Final = (3, 11)
 # Bytecodes, calls of Python, calls of C.
 SEEN: Final = {
-    "message": (670, 16, 19),
-    f"message, {AT_ONCE} at once": (670, 16, 19),
-    "message, unknown head": (1120, 31, 38),
-    "push": (533, 15, 22),
-    "push, unknown head": (1303, 42, 49),
-    f"push, {AT_ONCE} at once": (1065, 36, 39),
-    "connect and close": (6660, 244, 254),
-    "ping": (630, 20, 16),
+    "message": (665, 16, 20),
+    f"message, {AT_ONCE} at once": (665, 16, 20),
+    "message, unknown head": (1136, 31, 38),
+    "push": (524, 14, 22),
+    "push, unknown head": (1303, 39, 44),
+    f"push, {AT_ONCE} at once": (1065, 33, 34),
+    "connect and close": (5335, 189, 216),
+    "ping": (638, 20, 17),
 }
 # 3.12 and 3.13 take a tenth less for the same code; nobody knows what the next one will do.
 SLACK: Final = 1.12 if sys.version_info[:2] == SEEN_ON else 1.3
