@@ -735,6 +735,12 @@ class TestTail:
         assert lines == list(self.LINES)
         assert "has ended" in end["error"]
 
+    def test_says_so_when_the_gateway_is_killed(
+        self, run: Run, say: Callable[[bytes], str]
+    ) -> None:
+        url = say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n")
+        run("tail", "--admin", url).assert_failed(3, "has ended")
+
     def test_needs_the_admin_token(self, run: Run, admin: FakePort) -> None:
         admin.answer("GET /tail", {"error": "a bearer token is required"}, 401)
         run("tail").assert_failed(1, "--admin-token")

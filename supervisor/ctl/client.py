@@ -136,19 +136,21 @@ class Port:
     def _stream(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         """Yield the body, and hold it to the size that was announced."""
         with self._translating(self._timeout_s):
-            while piece := response.read1(_PIECE_BYTES):
-                yield piece
+            try:
+                while piece := response.read1(_PIECE_BYTES):
+                    yield piece
+            except (http.client.IncompleteRead, ConnectionError):
+                raise self._broken_off() from None
             if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
+                raise self._broken_off()
 
     @contextlib.contextmanager
     def _translating(self, timeout_s: float) -> Iterator[None]:
         """Turn what a socket and a parser raise into one line."""
-        began_at = time.monotonic()
         try:
             yield
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # Unicode: a host name
-            if isinstance(error, TimeoutError) or time.monotonic() - began_at >= timeout_s:
+            if isinstance(error, TimeoutError):
                 raise self._late(timeout_s) from None
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UnreachableError(
@@ -160,6 +162,9 @@ class Port:
         return UnreachableError(
             f"{self} did not answer within {timeout_s:g} s; --timeout waits longer"
         )
+
+    def _broken_off(self) -> UnreachableError:
+        return UnreachableError(f"{self} has ended in the midst of its answer; was it reloaded?")
 
     def _refusal(self, request: Request, status: int, body: bytes) -> RefusedError:
         """Put a status that is not one of success into words."""
@@ -192,6 +197,9 @@ def _cut_after(timeout_s: float, connection: http.client.HTTPConnection) -> Iter
     timer.start()
     try:
         yield
+    except Exception:
+        if not is_late.is_set():
+            raise
     finally:
         timer.cancel()
     if is_late.is_set():  # the parser takes the end of the connection for the end of the head
