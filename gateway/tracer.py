@@ -256,7 +256,7 @@ class TracedPushConnection(PushConnection):
 
     def encode_answer(self, request: PushRequest, outcome: int, body: bytes) -> bytes:
         """Note the outcome, too."""
-        method = _PUSH_METHODS.get(request.kind, "")
+        method = "HEAD" if request.wants_no_body else _PUSH_METHODS.get(request.kind, "")
         if not method:  # it was refused while it was read
             is_read = self._url and self._transport is not None
             method = self._parser.get_method().decode("ascii") if is_read else "?"

@@ -213,6 +213,7 @@ async def test_notes_pushes_and_what_was_wrong_with_them() -> None:
             (post("/gone"), ("POST", "gone", 404, "no such client")),
             (b"GET /here HTTP/1.1\r\nHost: p\r\n\r\n", ("GET", "here", 200, "")),
             (b"DELETE /here HTTP/1.1\r\nHost: p\r\n\r\n", ("DELETE", "here", 200, "")),
+            (b"HEAD /here HTTP/1.1\r\nHost: p\r\n\r\n", ("HEAD", "here", 405, "no such method")),
             (b"PUT /here HTTP/1.1\r\nHost: p\r\n\r\n", ("PUT", "here", 405, "method not allowed")),
             (b"POST /here HTTP/1.1\r\n\r\n", ("POST", "here", 400, "Host is missing")),
             (b"\x00\x01\r\n\r\n", ("?", "", 400, "malformed request")),
