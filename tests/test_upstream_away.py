@@ -478,7 +478,7 @@ async def test_address_that_is_silent_costs_no_request() -> None:
 
 @in_loop
 async def test_api_that_has_moved_is_followed_under_traffic() -> None:
-    async with gateway(host=NAME) as gw, gw.api.elsewhere(REFUSING) as other:
+    async with gateway(host=NAME, api_max_age=60) as gw, gw.api.elsewhere(REFUSING) as other:
         gw.api.on_request = other.on_request = Arrived.answers
         gw.loop.addresses = (ALIVE,)
         for _ in range(10):
@@ -493,7 +493,7 @@ async def test_api_that_has_moved_is_followed_under_traffic() -> None:
 
 @in_loop
 async def test_connection_that_is_never_idle_retires_as_well() -> None:
-    async with gateway(api_max_connections=1) as gw:
+    async with gateway(api_max_connections=1, api_max_age=60) as gw:
         gw.posts("first")
         request = await gw.api.next()
         numbers = []
@@ -509,7 +509,7 @@ async def test_connection_that_is_never_idle_retires_as_well() -> None:
 
 @in_loop
 async def test_connection_is_kept_while_no_other_can_be_opened() -> None:
-    async with gateway() as gw:
+    async with gateway(api_max_age=60) as gw:
         gw.api.on_request = Arrived.answers
         await gw.posts().is_answered()
         gw.api.refuses()

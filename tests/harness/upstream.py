@@ -336,6 +336,7 @@ class Gateway:
             "api": f"http://{host}:{api.port}/",
             "api_timeout": API_TIMEOUT_S,
             "max_message_size": MAX_REPLY_BYTES,
+            "api_max_age": 0,  # which is left to chance in part
         }
         files = options.pop("files", 1_000)  # that there are for connections
         settings = Settings(**{**values, **options})  # type: ignore[arg-type]
