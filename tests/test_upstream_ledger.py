@@ -203,6 +203,7 @@ async def test_every_request_has_one_outcome_whatever_happens(
         api_max_connections=connections,
         api_max_idle=idle,
         api_timeout=API_TIMEOUT_S,
+        api_max_age=2,
     ) as gw:
         ledger = Ledger(gw, fates)
         for step in story:
