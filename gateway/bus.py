@@ -90,9 +90,13 @@ for owner, envelopes in pairs(parts) do
   for _, i in ipairs(members[owner]) do
     states[i] = state
     if state == 2 and values[2 * i - 1] and values[2 * i - 1] ~= values[2 * i] then
-      -- The worker that was deciding on the connect is gone, and the mark with it.
-      redis.call('DEL', keys[2 * i - 1])
-      states[i] = 0
+      -- When the worker that was deciding on the connect is gone, so is the mark. One that lives
+      -- does not listen while its other connection to Redis is away, and still has the client.
+      local lease = redis.call('ZSCORE', prefix .. 'leases', owner)
+      if not lease or tonumber(lease) == 0 then
+        redis.call('DEL', keys[2 * i - 1])
+        states[i] = 0
+      end
       if values[2 * i] then
         local other = prefix .. 'w:' .. string.match(values[2 * i], '^%S+')
         states[i] = redis.call('PUBLISH', other, ARGV[3 * i + 1]) > 0 and 1 or 2

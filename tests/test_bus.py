@@ -698,6 +698,25 @@ async def test_mark_of_a_worker_that_is_gone_is_passed_over(
         assert not server.redis.exists(f"{PREFIX}p:me")
 
 
+@pytest.mark.parametrize(("owner", "outcome"), [("b", OK), (None, UNAVAILABLE)])
+@in_loop
+async def test_mark_of_a_worker_that_lives_but_does_not_listen_stays(
+    server: Server, owner: str | None, outcome: Outcome
+) -> None:
+    """As one whose connection for commands is away."""
+    server.has_connecting("me", "c")
+    if owner is not None:
+        server.has_open("me", owner)
+    async with workers(server, "a", "b", "c") as (a, b, c_):
+        b.on_ask = lambda ask: ask.finish(*OK)
+        await c_.subscription.ask("UNSUBSCRIBE", c_.bus.channel)
+        assert await a.forwards(PushAsk()).ends() == outcome
+        await c_.subscription.ask("SUBSCRIBE", c_.bus.channel)
+        ask = a.forwards(PushAsk())
+        (await c_.is_asked())[0].finish(*OK)
+        assert await ask.ends() == OK
+
+
 # Passed on because the client has moved.
 
 
