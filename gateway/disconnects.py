@@ -13,7 +13,8 @@ Keys, all behind the prefix, beside those of the registry:
     x:<worker>    set of "<id> <generation>": connections that were given up for lost although, as
                   it turned out, their worker lived; it closes them when it comes back
     g:<id>        "<worker> <generation>": a connection that was given up like that, for as long as
-                  its worker may come back; a push to it is not answered with 404 meanwhile
+                  its worker may come back; a push to it is not answered with 404 meanwhile. None
+                  of a client that was connected elsewhere by then
     disconnects   stream of ends that nobody but a reaper will tell the API of: those of workers
                   that died, and those that the API did not take at once; fields id, generation,
                   code, reason, and failures, the number of attempts, on one that was put back
@@ -186,6 +187,7 @@ local function give_up(id, generation)
   if is_dead then return end
   redis.call('SADD', prefix .. 'x:' .. worker, id .. ' ' .. generation)
   redis.call('EXPIRE', prefix .. 'x:' .. worker, given_up_s)
+  if is_back(id, generation) then return end
   redis.call('SET', prefix .. 'g:' .. id, worker .. ' ' .. generation, 'EX', back_s)
 end
 

@@ -212,6 +212,15 @@ class TestWorkersThatMayComeBack:
         assert store.redis.get(store.key("g:ann")) == f"w-1 {BORN}".encode()
         assert BACK_S - 60 < cast(int, store.redis.ttl(store.key("g:ann"))) <= BACK_S
 
+    def test_clients_that_are_known_to_be_elsewhere_are_not(self, store: Store) -> None:
+        """A connect that was cut off in the middle, and made again at another host."""
+        store.ask("w-1", "ann")
+        store.open("w-2", "ann", BORN + 1)
+        store.expire("w-1")
+        assert store.take_over("w-1") == [0, 1, 0]
+        assert not store.redis.exists(store.key("g:ann"))
+        assert store.renew("w-1"), "but its worker has to let go of it"
+
     def test_those_of_a_worker_that_is_dead_are_gone(self, store: Store) -> None:
         store.open("w-1", "ann")
         store.renew("w-1")
