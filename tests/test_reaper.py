@@ -317,13 +317,9 @@ class TestLostWorkers:
                 monkeypatch.setattr(redis, "time", time_of_redis)
                 await until(lambda: one.reaper._trusts_redis)
                 jump_s = 30
-                await until(lambda: jumps(logs))
-                assert not api.deletes
-                assert not one.reaper._trusts_redis
-                jumped_at = time.monotonic()
                 await until(lambda: api.deletes)
-                assert time.monotonic() - jumped_at > 0.9, "it did not renew, so it is gone"
-                assert api.deletes == [lost("ann")]
+                assert api.deletes == [lost("ann")], "it did not renew, so it is gone"
+                assert api.times[0] - one.reaper._clock.agreed_since >= 1.0
 
         with capture_logs() as logs:
             run(scenario())
@@ -342,7 +338,8 @@ class TestLostWorkers:
             nonlocal reads
             reads += 1
             leases = await read(reaper)
-            store.redis.zadd(store.key(LEASES), {"two-0-0": 1 + reads})
+            # Two may read side by side at the end: the lease is another one for each of them.
+            store.redis.zincrby(store.key(LEASES), 1, "two-0-0")
             return leases
 
         monkeypatch.setattr(Reaper, "_read_leases", read_then_renew)
