@@ -569,6 +569,17 @@ def test_no_message_comes_and_nothing_is_written_after_the_end(end: bytes) -> No
     assert reader.start_close(1001, "") == b""
 
 
+def test_readers_that_share_an_end_do_not_touch_each_other() -> None:
+    """Usual closes are answered by objects that all connections share."""
+    expected = read([close(1001)])
+    for late in ([], [text("late")], [b"\xff\xff"], [close(1001)]):
+        reader = FrameReader(MIB)
+        read_with(reader, [close(1001), *late])
+        reader.start_close(1011, "gone")
+        assert read([close(1001)]) == expected
+        assert read([text("hi")]) == [Message(TEXT, b"hi")]
+
+
 def test_our_close_is_answered() -> None:
     reader = FrameReader(MIB)
     assert server_close(reader.start_close(1001, "going away")) == (1001, "going away")

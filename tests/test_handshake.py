@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ws2api.gateway.errors import HandshakeError, HeadTooLarge, OriginRefused, UpgradeRequired
 from ws2api.gateway.handshake import (
@@ -356,6 +356,19 @@ def test_any_target_is_split_into_what_may_be_sent_on_or_refused(target: bytes) 
     assert not set(client_id) & set(b"/?# \r\n")
     assert query == b"" or query.startswith(b"?")
     assert all(0x21 <= byte <= 0x7E for byte in query)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("/.;%2eE@?#a~!:", max_size=8).map(lambda rest: f"/{rest}".encode()))
+@example(b"/" + b"a" * 255)
+@example(b"/" + b"a" * 256)
+def test_short_cut_leads_to_the_same_place(target: bytes) -> None:
+    def split(given: bytes) -> tuple[bytes, bytes] | None:
+        with contextlib.suppress(HandshakeError):
+            return split_target(given)
+        return None
+
+    assert split(target) == split(b"http://host" + target)  # which goes the long way
 
 
 # The policy.
