@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from harness.fake_port import FakePort
+from harness.ports import free_port
 from harness.terminal import Terminal
 from harness.waiting import DEADLINE_S, until
 from ws2api.supervisor.ctl import cli as ctl
@@ -321,7 +322,7 @@ class TestWatch:
             assert process.wait(DEADLINE_S) == 0
 
     def test_ends_where_no_gateway_ever_was(self, run: Run) -> None:
-        run("status", "--watch", "--admin", f"http://127.0.0.1:{unused_port()}")
+        run("status", "--watch", "--admin", f"http://127.0.0.1:{free_port()}")
         run.assert_failed(3, "cannot reach the admin port")
 
 
@@ -916,15 +917,9 @@ class TestConfiguration:
         assert run("status", "--admin", f"{admin.url}/behind/proxy/", ports=False).status == 0
 
 
-def unused_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 class TestStrangePorts:
     def test_nobody_there(self, run: Run) -> None:
-        url = f"http://127.0.0.1:{unused_port()}"
+        url = f"http://127.0.0.1:{free_port()}"
         run("status", "--admin", url).assert_failed(3, url, "Connection refused", "--admin URL")
         run("push", "ann", "x", "--push", url).assert_failed(3, "push port", "--push URL")
         assert run("status", "--admin", url, "--json").status == 3

@@ -19,8 +19,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from harness.ports import free_port
 
-from .programs import ROOT, Program, free_port
+from .programs import ROOT, Program
 
 SOURCES = ROOT / "docs" / "examples" / "first-api"
 USERS = ("ann", "bob")

@@ -15,13 +15,6 @@ from harness.waiting import DEADLINE_S, until
 ROOT = Path(__file__).parent.parent.parent
 
 
-def free_port() -> int:
-    """Return a loopback port that nothing listens on at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def listens(port: int) -> bool:
     """Tell whether something accepts connections on a loopback port."""
     with socket.socket() as sock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from harness.api import FakeApi, echo
 from harness.certificates import Certificate, make_certificate
 from harness.fault_proxy import FaultProxy
 from harness.gateway import GatewayProcess
+from harness.ports import free_port
 from harness.proxies import CONFIGURATIONS, CaddyProcess, find_program
 from harness.valkey import ValkeyProcess
 from harness.waiting import until
@@ -84,7 +84,7 @@ def test_a_red_host_drains(
 ) -> None:
     with FaultProxy(Path(valkey.url.removeprefix("unix://"))) as link:
         urls = {"127.0.0.2": f"redis://127.0.0.1:{link.port}/0", "127.0.0.3": valkey.url}
-        port = find_common_port(*urls)
+        port = free_port(*urls)
         hosts = [
             start_gateway(api=api.url, redis=url, listen=f"{host}:0", admin_listen=f"{host}:{port}")
             for host, url in urls.items()
@@ -104,16 +104,3 @@ def test_a_red_host_drains(
             for name, client in clients.items():
                 client.send("still here")
                 assert client.receive() == "still here", name
-
-
-def find_common_port(*hosts: str) -> int:
-    """Return a port that nothing listens on at any of these addresses."""
-    while True:
-        with socket.create_server((hosts[0], 0)) as server:
-            port: int = server.getsockname()[1]
-            try:
-                for host in hosts[1:]:
-                    socket.create_server((host, port)).close()
-            except OSError:
-                continue
-            return port

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from harness.gateway import GatewayProcess, Option
+from harness.ports import free_port
 from harness.waiting import until
 
-from .programs import ROOT, Program, free_port
+from .programs import ROOT, Program
 
 EXAMPLES = ROOT / "docs" / "examples"
 TOKEN = "s3cret"

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from harness.api import FakeApi, Reply, echo
 from harness.gateway import GatewayProcess, clean_environment
+from harness.ports import free_port
 from harness.waiting import DEADLINE_S, until
 
 from .conftest import StartGateway
-from .programs import free_port
 
 ADMIN_TOKEN = "open-sesame"
 COMMAND = (

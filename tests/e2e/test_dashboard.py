@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from harness.api import FakeApi, Reply, echo
 from harness.gateway import GatewayProcess
+from harness.ports import free_port
 from harness.waiting import until
 from harness.ws import WsClient
 from ws2api.supervisor import dashboard
@@ -16,7 +17,6 @@ from ws2api.supervisor import dashboard
 from .browser import CHROMIUM, Browser
 from .conftest import StartGateway
 from .dashboard_page import Dashboard, open_dashboard
-from .programs import free_port
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from harness.gateway import GatewayProcess
+from harness.ports import free_port
 
 from .browser import CHROMIUM, Browser, Page
-from .programs import Program, free_port
+from .programs import Program
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 from harness.gateway import GatewayProcess, Option
+from harness.ports import free_port
 
-from .programs import ROOT, Program, free_port
+from .programs import ROOT, Program
 
 
 @dataclass(frozen=True)

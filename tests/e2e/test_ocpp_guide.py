@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pytest
 from harness.gateway import GatewayProcess
+from harness.ports import free_port
 from harness.waiting import until
 from ocpp.routing import on
 from ocpp.v16 import ChargePoint, call, call_result
@@ -29,7 +30,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from .programs import ROOT, Program, free_port
+from .programs import ROOT, Program
 
 OCPP: Final = Subprotocol("ocpp1.6")
 EXAMPLE: Final = ROOT / "docs" / "examples" / "ocpp_back_office.py"

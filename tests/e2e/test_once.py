@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from harness.gateway import GatewayProcess
+from harness.ports import free_port
 from harness.waiting import until
 
-from .programs import Program, free_port
+from .programs import Program
 
 CLIENTS = 20
 

@@ -8,8 +8,9 @@ import subprocess
 from urllib.request import urlopen
 
 import pytest
+from harness.ports import free_port
 
-from .programs import ROOT, Program, free_port, listens
+from .programs import ROOT, Program, listens
 
 RUN = str(ROOT / "scripts" / "run")
 

@@ -14,6 +14,7 @@ from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 from .http_messages import Headers, encode_head, read_body, read_head
+from .ports import free_port
 from .stream import Stream
 from .waiting import DEADLINE_S, until
 
@@ -185,14 +186,6 @@ DEFAULT_ANSWERS: Final[dict[str, Answer]] = {
 }
 
 
-def _find_free_port() -> int:
-    """Find a port to bind by number: only such a binding outlives the end of listening."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class FakeApi:
     """Serve HTTP on a loopback port, a thread for each connection.
 
@@ -215,7 +208,8 @@ class FakeApi:
         self._streams: dict[int, Stream] = {}
         self._threads: list[threading.Thread] = []
         self._connections_accepted = 0
-        self.port = _find_free_port()
+        # By number: only such a binding outlives the end of listening.
+        self.port = free_port()
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("127.0.0.1", self.port))

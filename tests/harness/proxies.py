@@ -17,6 +17,7 @@ from typing import Final
 from .certificates import Certificate
 from .gateway import GatewayProcess
 from .http_messages import Response, encode_head, read_response
+from .ports import free_ports
 from .processes import Process, find_children, find_descendants
 from .stream import Stream
 from .waiting import DEADLINE_S, until
@@ -30,15 +31,6 @@ OWN_PAGE: Final = "https://shop.example"
 def find_program(name: str) -> str | None:
     """Return the path of a program; servers stand where the PATH of a user does not lead."""
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different loopback ports that nothing listens on at this moment."""
-    with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [server.getsockname()[1] for server in servers]
 
 
 def replace_once(text: str, replacements: Mapping[str, str]) -> str:
